@@ -1,0 +1,189 @@
+/**
+ * Every error of the program, in one catalogue. A code is stable and documented in docs/errors.md (a test compares the two);
+ * its kind is what borders map (gRPC status, errno, exit code), never its message; its hint is the second line that a user reads.
+ */
+
+export type ErrorKind =
+  | "not-found"
+  | "already-exists"
+  | "invalid"
+  | "precondition"
+  | "unsupported"
+  | "unavailable"
+  | "denied"
+  | "exhausted"
+  | "corrupt"
+  | "canceled"
+  | "internal";
+
+interface CatalogueEntry {
+  readonly kind: ErrorKind;
+  /** One line that says what to do. */
+  readonly hint: string;
+}
+
+export const ERRORS = {
+  // base
+  HS_TRUNCATED: { kind: "corrupt", hint: "the data end too early; fetch or make the file again" },
+  HS_MALFORMED: { kind: "corrupt", hint: "the data do not follow their format; fetch or make the file again" },
+  HS_LIMIT: { kind: "corrupt", hint: "a size or count is beyond what any honest file has; do not use this file" },
+  HS_DIGEST_SYNTAX: { kind: "invalid", hint: "a digest looks like sha256:<64 hex digits>" },
+  HS_CANCELED: { kind: "canceled", hint: "the caller gave up or the deadline passed; try again" },
+  HS_USAGE: { kind: "invalid", hint: "see --help" },
+  HS_CONFIG: { kind: "invalid", hint: "mend the configuration file, or run `headstart daemon --print-config`" },
+  HS_DISK_FULL: { kind: "exhausted", hint: "free space on the file system of --root, then try again" },
+  HS_INTERNAL: { kind: "internal", hint: "this is a fault of headstart: please report it with the log around it" },
+  // linux
+  HS_SYSCALL: { kind: "internal", hint: "the kernel refused a call; see the errno and `dmesg`" },
+  HS_KERNEL_UNSUPPORTED: { kind: "unsupported", hint: "this kernel lacks what is needed; see docs/limits.md" },
+  // oci
+  HS_REFERENCE: {
+    kind: "invalid",
+    hint: "write docker://HOST/REPO:TAG, oci:DIR[:TAG], oci-archive:FILE[:TAG] or containerd:REF",
+  },
+  HS_MANIFEST: { kind: "corrupt", hint: "the manifest or index is not what the OCI image-spec says" },
+  HS_PLATFORM: { kind: "not-found", hint: "choose one of the image's platforms with --platform" },
+  HS_BLOB_NOT_FOUND: { kind: "not-found", hint: "the registry or layout does not have this blob; push it again" },
+  HS_NOT_FOUND: { kind: "not-found", hint: "check the name" },
+  HS_DIGEST_MISMATCH: {
+    kind: "corrupt",
+    hint: "the bytes are not those that the digest names; the registry or a mirror returned wrong data",
+  },
+  HS_SIZE_MISMATCH: {
+    kind: "corrupt",
+    hint: "the bytes are more or fewer than the descriptor says; the registry or a mirror returned wrong data",
+  },
+  HS_REGISTRY_AUTH: {
+    kind: "denied",
+    hint: "log in (`docker login HOST`), pass --creds, or check the credential helper",
+  },
+  HS_REGISTRY_DENIED: { kind: "denied", hint: "these credentials may not do this in this repository" },
+  HS_REGISTRY_RATE: { kind: "unavailable", hint: "the registry limits requests; wait, or use a mirror" },
+  HS_REGISTRY_UNAVAILABLE: {
+    kind: "unavailable",
+    hint: "the registry cannot be reached or fails; check the network and hosts.toml",
+  },
+  HS_REGISTRY_PROTOCOL: {
+    kind: "unavailable",
+    hint: "the registry's answer does not follow the distribution-spec; check proxies and mirrors between",
+  },
+  HS_REGISTRY_RANGE: {
+    kind: "corrupt",
+    hint: "the registry returned another range than was asked for; check proxies and mirrors between",
+  },
+  HS_CREDENTIALS: {
+    kind: "denied",
+    hint: "a credential source failed; check the docker configuration or the credential helper",
+  },
+  // formats
+  HS_LAYER_REFUSED: { kind: "corrupt", hint: "containerd refuses this layer too; build the image again" },
+  HS_UNIT_DIGEST: {
+    kind: "corrupt",
+    hint: "the registry or a mirror returned wrong bytes, or the index belongs to another blob",
+  },
+  HS_UNIT_DECODE: {
+    kind: "corrupt",
+    hint: "the index does not fit its layer; make it again with `headstart index create`",
+  },
+  HS_INDEX_INVALID: { kind: "corrupt", hint: "the index is not sound; make it again with `headstart index create`" },
+  HS_INDEX_MISMATCH: {
+    kind: "corrupt",
+    hint: "the index was made for another layer; make it again with `headstart index create`",
+  },
+  HS_FORMAT_UNSUPPORTED: { kind: "unsupported", hint: "this format or version is not supported; see docs/formats.md" },
+  HS_NOTHING_TO_INDEX: {
+    kind: "invalid",
+    hint: "every layer is below --min-layer-size or cannot be indexed; lower --min-layer-size",
+  },
+  // erofs
+  HS_EROFS_LIMIT: { kind: "unsupported", hint: "the layer holds something that EROFS cannot represent" },
+  HS_EROFS_INVALID: {
+    kind: "corrupt",
+    hint: "the EROFS image is damaged; remove the layer (`headstart rm`) and pull again",
+  },
+  // layer, fetch
+  HS_LAYER_BROKEN: { kind: "corrupt", hint: "see `headstart status`; remove the image and pull it again" },
+  HS_LAYER_STATE: { kind: "precondition", hint: "the layer is not in a state that allows this" },
+  HS_DIFFID_MISMATCH: {
+    kind: "corrupt",
+    hint: "the layer's content is not what the image's configuration names; build or push the image again",
+  },
+  // image
+  HS_IMAGE_UNCLAIMED: {
+    kind: "unsupported",
+    hint: "containerd pulls this image itself; the reason is in `headstart status`",
+  },
+  // fuse, mount
+  HS_FUSE_PROTOCOL: { kind: "internal", hint: "the kernel spoke an unknown FUSE version; see docs/limits.md" },
+  HS_MOUNT: { kind: "internal", hint: "a mount failed; see the errno and `dmesg`" },
+  HS_MOUNT_OPTIONS: { kind: "unsupported", hint: "the image has more layers than mount(2) or overlayfs can take" },
+  // snapshotter
+  HS_SNAPSHOT_NOT_FOUND: { kind: "not-found", hint: "the snapshot does not exist" },
+  HS_SNAPSHOT_EXISTS: { kind: "already-exists", hint: "a snapshot of this name exists" },
+  HS_SNAPSHOT_KIND: { kind: "precondition", hint: "the snapshot has another kind than this call needs" },
+  HS_SNAPSHOT_CHILDREN: { kind: "precondition", hint: "remove the snapshots above it first" },
+  HS_SNAPSHOT_INVALID: { kind: "invalid", hint: "the request does not follow containerd's snapshots API" },
+  HS_FILTER: { kind: "invalid", hint: 'a filter looks like kind==active or labels."key"==value' },
+  // sandbox, cli
+  HS_TOOL_MISSING: { kind: "unavailable", hint: "install the named Debian package" },
+  HS_CHILD_FAILED: { kind: "internal", hint: "a program that headstart started failed; its last lines are above" },
+  HS_CONTAINER_NOT_READY: { kind: "unavailable", hint: "the container did not become ready in time; see its log" },
+} as const satisfies Record<string, CatalogueEntry>;
+
+export type ErrorCode = keyof typeof ERRORS;
+
+export interface ErrorDetails {
+  /** What we were doing or looking at: "span 41 of layer sha256:…". Becomes part of the message. */
+  readonly what: string;
+  readonly cause?: unknown;
+  /** Anything else that helps, as plain data. Never a secret. */
+  readonly [field: string]: unknown;
+}
+
+/** The one error class. `message` begins with the code, since people often see only the message. */
+export class HeadstartError extends Error {
+  readonly code: ErrorCode;
+  readonly details: ErrorDetails;
+
+  constructor(code: ErrorCode, details: ErrorDetails) {
+    super(`[${code}] ${details.what}`, details.cause === undefined ? undefined : { cause: details.cause });
+    this.name = "HeadstartError";
+    this.code = code;
+    this.details = details;
+  }
+
+  get kind(): ErrorKind {
+    return ERRORS[this.code].kind;
+  }
+
+  get hint(): string {
+    return ERRORS[this.code].hint;
+  }
+}
+
+export function isHeadstartError(error: unknown, ...codes: readonly ErrorCode[]): error is HeadstartError {
+  return error instanceof HeadstartError && (codes.length === 0 || codes.includes(error.code));
+}
+
+/** The kind of any thrown value: an AbortError is canceled, ENOSPC and EDQUOT are exhausted, unknown ones internal. */
+export function kindOf(error: unknown): ErrorKind {
+  if (error instanceof HeadstartError) return error.kind;
+  if (error instanceof Error) {
+    if (error.name === "AbortError" || error.name === "TimeoutError") return "canceled";
+    const errno = (error as NodeJS.ErrnoException).code;
+    if (errno === "ENOSPC" || errno === "EDQUOT") return "exhausted";
+    if (errno === "ENOENT") return "not-found";
+  }
+  return "internal";
+}
+
+/** "a: b: c" along the chain of causes, for logs and status lines. */
+export function describeError(error: unknown): string {
+  const parts: string[] = [];
+  let current: unknown = error;
+  for (let depth = 0; depth < 8 && current !== undefined && current !== null; depth++) {
+    parts.push(current instanceof Error ? current.message || current.name : String(current));
+    current = current instanceof Error ? current.cause : undefined;
+  }
+  return parts.filter((part, index) => index === 0 || !parts[index - 1]!.includes(part)).join(": ");
+}
