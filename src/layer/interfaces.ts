@@ -1,0 +1,38 @@
+/**
+ * What `layer/` needs from above and is given: it must not know HTTP, containerd or FUSE.
+ */
+
+import type { Digest } from "../base/digest.ts";
+
+/** Demand: a process waits. Pack: a start-up will want it soon. Background: completing the layer. */
+export type Priority = "demand" | "pack" | "background";
+
+export interface StoredRange {
+  readonly blob: Digest;
+  /** Bytes of the whole stored blob: closed ranges need it. */
+  readonly blobSize: number;
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Ranges of stored blobs. `fetch/scheduler.ts` implements it: it orders by priority and coalesces neighbours into one request. */
+export interface UnitFetcher {
+  /**
+   * The stored bytes [start, end) of a blob, over a SharedArrayBuffer (decoders get them without a copy). Not verified: the caller does. One call a unit; units that
+   * are asked for close together become one request. `attempt` > 0 asks for another source than before, where there is one.
+   * Throws HS_REGISTRY_*, HS_CANCELED.
+   */
+  fetch(
+    range: StoredRange,
+    options: { priority: Priority; attempt?: number; signal?: AbortSignal },
+  ): Promise<Uint8Array>;
+  /** A more urgent caller joined work that is under way for this range. */
+  promote(range: StoredRange, priority: Priority): void;
+}
+
+/** A stored blob as one stream, for eager pulls. Resumable: a reader that failed asks again from where it stood. */
+export interface BlobStream {
+  readonly digest: Digest;
+  readonly size: number;
+  stream(offset: number, options: { signal?: AbortSignal }): AsyncIterable<Uint8Array>;
+}
