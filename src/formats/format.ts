@@ -5,6 +5,8 @@
 
 import type { Digest } from "../base/digest.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
+import type { Descriptor } from "../oci/descriptor.ts";
+import type { Manifest } from "../oci/manifest.ts";
 
 /** A layer with marks means another tree as an image's lowest layer than as an upper one (specs/layer.md 6). */
 export type LayerRole = "lowest" | "upper";
@@ -86,4 +88,36 @@ export interface LayerIdentity {
   readonly size: number;
   readonly mediaType: string;
   readonly diffID: Digest;
+}
+
+/** What must be fetched to open one layer: its table (a zTOC), then whatever the format keeps beside it (a prefetch artifact). */
+export interface LayerTables {
+  readonly table: Descriptor;
+  readonly extras: readonly Descriptor[];
+}
+
+/**
+ * One lazy format. `image/` asks each adapter of formats/all.ts in turn where an image's index is, fetches what it names (verified by digest), and gives the
+ * bytes back. Pure: adapters fetch nothing.
+ */
+export interface FormatAdapter {
+  readonly name: string;
+  /** The index that the manifest itself names by digest, or null. Throws HS_INDEX_INVALID when it names something that is no digest. */
+  boundIndex(manifest: Manifest): Digest | null;
+  /** artifactType under which an unbound index is found among the manifest's referrers, or null. */
+  readonly referrerType: string | null;
+  /** Table per layer digest; layers without one are left out, what does not belong to this image is ignored. Throws HS_INDEX_INVALID. */
+  readIndex(
+    bytes: Uint8Array,
+    image: { readonly manifest: Digest; readonly layers: readonly Descriptor[] },
+  ): ReadonlyMap<Digest, LayerTables>;
+  /** Bytes that a table may have. */
+  readonly tableBytesMax: number;
+  /** Throws HS_INDEX_INVALID, HS_INDEX_MISMATCH, HS_LAYER_REFUSED. `extras` are null where they could not be had: they are hints. */
+  openLayer(input: {
+    readonly identity: LayerIdentity;
+    readonly role: LayerRole;
+    readonly table: Uint8Array;
+    readonly extras: readonly (Uint8Array | null)[];
+  }): LazyLayer;
 }
