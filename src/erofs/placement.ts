@@ -35,8 +35,10 @@ export function makePlacement(rows: {
 }): Placement {
   const count = rows.address.length;
   const f64 = () => new Float64Array(new SharedArrayBuffer(count * 8));
-  const order = new Uint32Array(count).map((_, index) => index);
-  order.sort((a, b) => rows.address[a]! - rows.address[b]! || rows.fileOffset[a]! - rows.fileOffset[b]!);
+  const order = ascending(
+    new Uint32Array(count),
+    (a, b) => rows.address[a]! - rows.address[b]! || rows.fileOffset[a]! - rows.fileOffset[b]!,
+  );
   const placement = {
     rowCount: count,
     address: f64(),
@@ -53,10 +55,19 @@ export function makePlacement(rows: {
     placement.fileOffset[row] = rows.fileOffset[from]!;
     end = Math.max(end, rows.address[from]! + rows.length[from]!);
     placement.addressEnd[row] = end;
-    placement.byFile[row] = row;
   }
-  placement.byFile.sort((a, b) => placement.fileOffset[a]! - placement.fileOffset[b]!);
+  ascending(placement.byFile, (a, b) => placement.fileOffset[a]! - placement.fileOffset[b]!);
   return placement;
+}
+
+/** Fills `rows` with 0, 1, 2 ... and sorts; rows that are in order already (a tar placed by address) cost one pass instead of n log n calls. */
+function ascending(rows: Uint32Array<ArrayBufferLike>, compare: (a: number, b: number) => number): Uint32Array {
+  let inOrder = true;
+  for (let row = 0; row < rows.length; row++) {
+    rows[row] = row;
+    if (row > 0 && compare(row - 1, row) > 0) inOrder = false;
+  }
+  return inOrder ? rows : rows.sort(compare);
 }
 
 /** Calls `visit(address, fileOffset, length)` for every part of a row inside addresses [start, end), by ascending row. */

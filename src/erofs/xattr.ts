@@ -1,0 +1,117 @@
+/**
+ * Inline xattr bodies of EROFS inodes (specs/erofs-fuse.md 3.6):
+ *
+ *   erofs_xattr_ibody_header | { erofs_xattr_entry, name without its prefix, value, padding to 4 } ...
+ *
+ * The header's name filter lets the kernel (6.6+) answer "no such attribute" without reading the entries; overlayfs asks for
+ * trusted.overlay.* at every lower lookup.
+ */
+
+import { HeadstartError } from "../base/errors.ts";
+import { type FileTree, xattrName, xattrValue } from "./file-tree.ts";
+import {
+  EROFS_XATTR_FILTER_DEFAULT,
+  EROFS_XATTR_FILTER_SEED,
+  EROFS_XATTR_INDEX_POSIX_ACL_ACCESS,
+  EROFS_XATTR_INDEX_POSIX_ACL_DEFAULT,
+  EROFS_XATTR_INDEX_SECURITY,
+  EROFS_XATTR_INDEX_TRUSTED,
+  EROFS_XATTR_INDEX_USER,
+  erofs_xattr_entry,
+  erofs_xattr_ibody_header,
+} from "./ondisk.ts";
+import { xxh32 } from "./xxh32.ts";
+
+interface Prefix {
+  readonly index: number;
+  readonly text: Uint8Array;
+  /** The name is the prefix itself (ACLs); otherwise something must follow. */
+  readonly whole: boolean;
+}
+
+const prefix = (index: number, text: string, whole = false): Prefix => ({ index, text: Buffer.from(text), whole });
+
+const PREFIXES: readonly Prefix[] = [
+  prefix(EROFS_XATTR_INDEX_USER, "user."),
+  prefix(EROFS_XATTR_INDEX_SECURITY, "security."),
+  prefix(EROFS_XATTR_INDEX_TRUSTED, "trusted."),
+  prefix(EROFS_XATTR_INDEX_POSIX_ACL_ACCESS, "system.posix_acl_access", true),
+  prefix(EROFS_XATTR_INDEX_POSIX_ACL_DEFAULT, "system.posix_acl_default", true),
+];
+
+/** i_xattr_icount is a u16 that counts units of 4 bytes after the header, plus one. */
+const BODY_MAX = erofs_xattr_ibody_header.size + 4 * 65_534;
+
+const align4 = (size: number): number => (size + 3) & ~3;
+
+/** Bytes of the xattr body of `inode`, 0 when it has none. Throws HS_EROFS_LIMIT for names and sizes that EROFS cannot hold. */
+export function xattrBodySize(tree: FileTree, inode: number): number {
+  const start = tree.xattrStart[inode]!;
+  const end = tree.xattrStart[inode + 1]!;
+  if (start === end) return 0;
+  let size: number = erofs_xattr_ibody_header.size;
+  for (let index = start; index < end; index++) {
+    const suffixLength = tree.xattrNameLength[index]! - prefixOf(tree, inode, index).text.length;
+    const valueLength = tree.xattrValueLength[index]!;
+    if (valueLength > 0xffff) throw limit(inode, `an xattr value of ${valueLength} bytes`);
+    size += align4(erofs_xattr_entry.size + suffixLength + valueLength);
+  }
+  if (size > BODY_MAX) throw limit(inode, `${size} bytes of xattrs`);
+  return size;
+}
+
+/** i_xattr_icount for a body of `size` bytes. */
+export function xattrCount(size: number): number {
+  return size === 0 ? 0 : (size - erofs_xattr_ibody_header.size) / 4 + 1;
+}
+
+/** Writes the body of `inode` at `position`; the bytes there are zeros. Returns where it ends. */
+export function emitXattrs(tree: FileTree, inode: number, bytes: Uint8Array, view: DataView, position: number): number {
+  const end = tree.xattrStart[inode + 1]!;
+  const body = position;
+  let filter = EROFS_XATTR_FILTER_DEFAULT;
+  let at = body + erofs_xattr_ibody_header.size;
+  for (let index = tree.xattrStart[inode]!; index < end; index++) {
+    const known = prefixOf(tree, inode, index);
+    const suffix = xattrName(tree, index).subarray(known.text.length);
+    const value = xattrValue(tree, index);
+    filter &= ~filterBit(known.index, suffix);
+    view.setUint8(at + erofs_xattr_entry.offsets.e_name_len, suffix.length);
+    view.setUint8(at + erofs_xattr_entry.offsets.e_name_index, known.index);
+    view.setUint16(at + erofs_xattr_entry.offsets.e_value_size, value.length, true);
+    bytes.set(suffix, at + erofs_xattr_entry.size);
+    bytes.set(value, at + erofs_xattr_entry.size + suffix.length);
+    at += align4(erofs_xattr_entry.size + suffix.length + value.length);
+  }
+  view.setUint32(body + erofs_xattr_ibody_header.offsets.h_name_filter, filter >>> 0, true);
+  return at;
+}
+
+/** The filter bit of a name without its prefix; cleared in h_name_filter when the name is there. */
+export function filterBit(index: number, suffix: Uint8Array): number {
+  return 1 << (xxh32(suffix, (EROFS_XATTR_FILTER_SEED + index) >>> 0) & 31);
+}
+
+/** The text that a prefix index stands for, or null for an unknown index. `whole`: nothing may follow it. */
+export function prefixOfIndex(index: number): { readonly text: Uint8Array; readonly whole: boolean } | null {
+  return PREFIXES.find((known) => known.index === index) ?? null;
+}
+
+function prefixOf(tree: FileTree, inode: number, index: number): Prefix {
+  const offset = tree.xattrNameOffset[index]!;
+  const length = tree.xattrNameLength[index]!;
+  for (const known of PREFIXES) {
+    const fits = known.whole ? length === known.text.length : length > known.text.length;
+    if (fits && startsWith(tree.bytes, offset, known.text)) return known;
+  }
+  throw limit(inode, `the xattr name ${JSON.stringify(Buffer.from(xattrName(tree, index)).toString("latin1"))}`);
+}
+
+function startsWith(bytes: Uint8Array, offset: number, text: Uint8Array): boolean {
+  for (let index = 0; index < text.length; index++) if (bytes[offset + index] !== text[index]) return false;
+  return true;
+}
+
+function limit(inode: number, message: string): HeadstartError {
+  return new HeadstartError("HS_EROFS_LIMIT", { what: `inode ${inode}: EROFS cannot hold ${message}`, inode });
+}
