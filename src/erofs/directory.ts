@@ -7,7 +7,8 @@
  * measuring and emitting cut at the same entries.
  */
 
-import type { FileTree } from "./file-tree.ts";
+import { LIMITS } from "../base/limits.ts";
+import { type FileTree, FileType } from "./file-tree.ts";
 import { erofs_dirent } from "./ondisk.ts";
 import { BLOCK_SIZE } from "./placement.ts";
 
@@ -116,4 +117,46 @@ function visitEntries(tree: FileTree, directory: number, visit: (entry: number) 
   }
   visit(PARENT);
   while (next < end) visit(next++);
+}
+
+/**
+ * Calls `visit` for each entry of one directory block, in order; names are views. Returns what is wrong with the block, or null. Order among names is
+ * the caller's to check, since it spans blocks.
+ */
+export function parseDirectoryBlock(
+  block: Uint8Array,
+  visit: (name: Uint8Array, nid: number, type: FileType) => void,
+): string | null {
+  if (block.length < erofs_dirent.size) return `a directory block of ${block.length} bytes`;
+  const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  const namesAt = view.getUint16(erofs_dirent.offsets.nameoff, true);
+  if (namesAt === 0 || namesAt % erofs_dirent.size !== 0 || namesAt > block.length) {
+    return `the first name offset is ${namesAt}`;
+  }
+  const count = namesAt / erofs_dirent.size;
+  let start = namesAt;
+  for (let index = 0; index < count; index++) {
+    const at = index * erofs_dirent.size;
+    let end: number;
+    if (index + 1 < count) {
+      end = view.getUint16(at + erofs_dirent.size + erofs_dirent.offsets.nameoff, true);
+    } else {
+      end = block.indexOf(0, start);
+      if (end < 0) end = block.length;
+    }
+    if (!(end > start && end <= block.length && end - start <= LIMITS.nameBytes)) {
+      return `entry ${index} has a name from byte ${start} to ${end}`;
+    }
+    const name = block.subarray(start, end);
+    if (name.includes(0) || name.includes(0x2f)) {
+      return `entry ${index} is named ${JSON.stringify(Buffer.from(name).toString("latin1"))}`;
+    }
+    const type = block[at + erofs_dirent.offsets.file_type]!;
+    if (type < FileType.regular || type > FileType.symlink) return `entry ${index} has type ${type}`;
+    if (view.getUint32(at + 4, true) !== 0) return `entry ${index} has a nid beyond 2^32`;
+    if (block[at + erofs_dirent.offsets.reserved] !== 0) return `entry ${index} has a reserved byte set`;
+    visit(name, view.getUint32(at, true), type as FileType);
+    start = end;
+  }
+  return null;
 }

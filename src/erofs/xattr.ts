@@ -8,6 +8,7 @@
  */
 
 import { HeadstartError } from "../base/errors.ts";
+import { LIMITS } from "../base/limits.ts";
 import { type FileTree, xattrName, xattrValue } from "./file-tree.ts";
 import {
   EROFS_XATTR_FILTER_DEFAULT,
@@ -21,6 +22,12 @@ import {
   erofs_xattr_ibody_header,
 } from "./ondisk.ts";
 import { xxh32 } from "./xxh32.ts";
+
+export interface Xattr {
+  /** Whole: "user.x". */
+  readonly name: Uint8Array;
+  readonly value: Uint8Array;
+}
 
 interface Prefix {
   readonly index: number;
@@ -92,9 +99,42 @@ export function filterBit(index: number, suffix: Uint8Array): number {
   return 1 << (xxh32(suffix, (EROFS_XATTR_FILTER_SEED + index) >>> 0) & 31);
 }
 
-/** The text that a prefix index stands for, or null for an unknown index. `whole`: nothing may follow it. */
-export function prefixOfIndex(index: number): { readonly text: Uint8Array; readonly whole: boolean } | null {
-  return PREFIXES.find((known) => known.index === index) ?? null;
+/**
+ * The attributes in one xattr body, whole names (copies), in the order in which they lie. Returns what is wrong with the body as a string. Shared xattrs are not
+ * read: our writer makes none.
+ */
+export function parseXattrs(body: Uint8Array): Xattr[] | string {
+  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+  const header = erofs_xattr_ibody_header;
+  if (body.length <= header.size) return "an xattr body without entries";
+  if (body[header.offsets.h_shared_count] !== 0) return "shared xattrs";
+  const found: Xattr[] = [];
+  const names = new Set<string>();
+  let filter = EROFS_XATTR_FILTER_DEFAULT;
+  let at: number = header.size;
+  while (at < body.length) {
+    if (at + erofs_xattr_entry.size > body.length) return `an xattr entry at byte ${at} exceeds the body`;
+    const index = body[at + erofs_xattr_entry.offsets.e_name_index]!;
+    const nameAt = at + erofs_xattr_entry.size;
+    const valueAt = nameAt + body[at + erofs_xattr_entry.offsets.e_name_len]!;
+    const end = valueAt + view.getUint16(at + erofs_xattr_entry.offsets.e_value_size, true);
+    if (end > body.length) return `the xattr at byte ${at} exceeds the body`;
+    const known = PREFIXES.find((candidate) => candidate.index === index);
+    if (known === undefined || known.whole !== (valueAt === nameAt))
+      return `the xattr at byte ${at} has index ${index}`;
+    const suffix = body.subarray(nameAt, valueAt);
+    if (suffix.includes(0)) return `the xattr at byte ${at} has a NUL in its name`;
+    if (known.text.length + suffix.length > LIMITS.nameBytes) return `the xattr name at byte ${at} is too long`;
+    const name = Buffer.concat([known.text, suffix]);
+    const key = name.toString("latin1");
+    if (names.has(key)) return `two xattrs ${JSON.stringify(key)}`;
+    names.add(key);
+    filter &= ~filterBit(index, suffix);
+    found.push({ name, value: body.subarray(valueAt, end) });
+    at = align4(end);
+  }
+  if (view.getUint32(header.offsets.h_name_filter, true) !== filter >>> 0) return "a wrong xattr name filter";
+  return found;
 }
 
 function prefixOf(tree: FileTree, inode: number, index: number): Prefix {

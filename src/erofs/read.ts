@@ -1,0 +1,456 @@
+/**
+ * Reads an EROFS image of our kind back (write.ts): for `image`, `check`, `inspect`, the chain computation and tests. Never for foreign metadata: compression,
+ * chunks, devices and shared xattrs are errors, not features.
+ *
+ * The bytes are not trusted. Whatever they are, each call ends in a value whose parts lie inside the image or in HS_EROFS_INVALID; a walk visits every
+ * inode once and reads no more names, targets and xattrs than the image has bytes. What is sound but not what we would have written is check.ts's business.
+ */
+
+import { compareBytes } from "../base/bytes.ts";
+import { HeadstartError } from "../base/errors.ts";
+import { GiB, LIMITS } from "../base/limits.ts";
+import { alignUp } from "../base/ranges.ts";
+import { crc32c } from "./crc32c.ts";
+import { parseDirectoryBlock } from "./directory.ts";
+import { type FileTree, FileTreeBuilder, FileType, type InodeFields } from "./file-tree.ts";
+import {
+  decodeDevice,
+  EROFS_BLOCK_BITS,
+  EROFS_FEATURE_COMPAT_SB_CHKSUM,
+  EROFS_I_DATALAYOUT_BIT,
+  EROFS_I_FORMAT_KNOWN,
+  EROFS_I_VERSION_EXTENDED,
+  EROFS_INODE_FLAT_INLINE,
+  EROFS_INODE_FLAT_PLAIN,
+  EROFS_SLOT_SIZE,
+  EROFS_SUPER_MAGIC,
+  EROFS_SUPER_OFFSET,
+  erofs_inode_compact,
+  erofs_inode_extended,
+  erofs_super_block,
+  erofs_xattr_ibody_header,
+  typeOfMode,
+} from "./ondisk.ts";
+import { BLOCK_SIZE } from "./placement.ts";
+import type { ErofsSource } from "./source.ts";
+import { parseXattrs, type Xattr } from "./xattr.ts";
+
+export interface ErofsSuperblock {
+  /** The 128 raw bytes (a view). */
+  readonly bytes: Uint8Array;
+  readonly featureCompat: number;
+  readonly rootNid: number;
+  readonly inodeCount: number;
+  /** mtime of compact inodes, whole seconds. */
+  readonly epoch: number;
+  readonly blocks: number;
+  readonly metaBlock: number;
+  readonly uuid: Uint8Array;
+}
+
+export interface ErofsInode {
+  readonly nid: number;
+  readonly type: FileType;
+  /** Low 12 bits. */
+  readonly mode: number;
+  readonly uid: number;
+  readonly gid: number;
+  readonly nlink: number;
+  readonly size: number;
+  readonly mtimeSeconds: number;
+  readonly mtimeNanoseconds: number;
+  readonly rdevMajor: number;
+  readonly rdevMinor: number;
+  readonly extended: boolean;
+  /** First byte in the image of the content's blocks; -1 when it has none. */
+  readonly blocksAt: number;
+  /** Byte of the inline tail; -1 when there is none. */
+  readonly tailAt: number;
+  /** Byte of the inode itself, and the bytes that it, its xattrs and its tail take. */
+  readonly at: number;
+  readonly bodySize: number;
+  /** Byte and size of the xattr body; size 0 when there is none. */
+  readonly xattrAt: number;
+  readonly xattrSize: number;
+}
+
+export interface ErofsDirent {
+  /** A view. */
+  readonly name: Uint8Array;
+  readonly nid: number;
+  readonly type: FileType;
+}
+
+/** File bytes [fileOffset, + length) lie at image bytes [imageOffset, + length). */
+export interface ErofsExtent {
+  readonly fileOffset: number;
+  readonly length: number;
+  readonly imageOffset: number;
+}
+
+export interface ErofsVisitor {
+  /** Once an inode, the root first, a directory before what is in it. */
+  inode(inode: ErofsInode): void;
+  /** Every name but "." and "..", after the inode that it names. */
+  name(directory: ErofsInode, name: Uint8Array, inode: ErofsInode): void;
+}
+
+/** LIMITS.layerEntries names of 255 bytes are 5 GB. */
+const WALK_BYTES_MAX = 8 * GiB;
+
+/** Checks the superblock and its checksum. Throws HS_EROFS_INVALID. */
+export function openErofs(source: ErofsSource): ErofsReader {
+  return new ErofsReader(source);
+}
+
+export class ErofsReader {
+  readonly source: ErofsSource;
+  readonly superblock: ErofsSuperblock;
+  readonly #metaAt: number;
+
+  constructor(source: ErofsSource) {
+    this.source = source;
+    this.superblock = parseSuperblock(source);
+    this.#metaAt = this.superblock.metaBlock * BLOCK_SIZE;
+  }
+
+  get root(): ErofsInode {
+    const root = this.inode(this.superblock.rootNid);
+    if (root.type !== FileType.directory) throw invalid(`the root (nid ${root.nid}) is no directory`);
+    return root;
+  }
+
+  /** stat: what is at a nid. Throws HS_EROFS_INVALID. */
+  inode(nid: number): ErofsInode {
+    const at = this.#metaAt + nid * EROFS_SLOT_SIZE;
+    const bad = (message: string) => invalid(`inode ${nid} at byte ${at}: ${message}`);
+    const view = this.#view(at, erofs_inode_compact.size, () => bad("lies outside of the image"));
+    const common = erofs_inode_compact.offsets;
+    const format = view.getUint16(common.i_format, true);
+    if ((format & ~EROFS_I_FORMAT_KNOWN) !== 0) throw bad(`i_format is 0x${format.toString(16)}`);
+    const layout = format >>> EROFS_I_DATALAYOUT_BIT;
+    if (layout !== EROFS_INODE_FLAT_PLAIN && layout !== EROFS_INODE_FLAT_INLINE) throw bad(`data layout ${layout}`);
+    const i_mode = view.getUint16(common.i_mode, true);
+    const type = typeOfMode(i_mode);
+    if (type === 0) throw bad(`i_mode is 0${i_mode.toString(8)}`);
+    const u = view.getUint32(common.i_u, true);
+    const xattrCount = view.getUint16(common.i_xattr_icount, true);
+    if (xattrCount === 1) throw bad("an xattr body without entries");
+    const xattrSize = xattrCount === 0 ? 0 : erofs_xattr_ibody_header.size + 4 * (xattrCount - 1);
+
+    const extended = (format & EROFS_I_VERSION_EXTENDED) !== 0;
+    let owner: Pick<ErofsInode, "uid" | "gid" | "nlink" | "size" | "mtimeSeconds" | "mtimeNanoseconds">;
+    if (extended) {
+      const full = this.#view(at, erofs_inode_extended.size, () => bad("lies outside of the image"));
+      const offsets = erofs_inode_extended.offsets;
+      owner = {
+        uid: full.getUint32(offsets.i_uid, true),
+        gid: full.getUint32(offsets.i_gid, true),
+        nlink: full.getUint32(offsets.i_nlink, true),
+        size: getI64(full, offsets.i_size),
+        mtimeSeconds: getI64(full, offsets.i_mtime),
+        mtimeNanoseconds: full.getUint32(offsets.i_mtime_nsec, true),
+      };
+    } else {
+      owner = {
+        uid: view.getUint16(common.i_uid, true),
+        gid: view.getUint16(common.i_gid, true),
+        nlink: view.getUint16(common.i_nlink, true),
+        size: view.getUint32(common.i_size, true),
+        mtimeSeconds: this.superblock.epoch + view.getUint32(common.i_mtime, true),
+        mtimeNanoseconds: 0,
+      };
+    }
+    const size = owner.size;
+    if (!(Number.isSafeInteger(size) && size >= 0)) throw bad(`i_size is ${size}`);
+    if (!Number.isSafeInteger(owner.mtimeSeconds) || owner.mtimeNanoseconds >= 1e9)
+      throw bad("the time is out of range");
+    const device = type === FileType.char || type === FileType.block;
+    const sized = type === FileType.regular || type === FileType.directory || type === FileType.symlink;
+    if (!sized && (size !== 0 || layout !== EROFS_INODE_FLAT_PLAIN)) throw bad("a device, fifo or socket with data");
+    if (type === FileType.symlink && !(size > 0 && size <= LIMITS.symlinkBytes)) throw bad(`a target of ${size} bytes`);
+
+    const xattrAt = at + (extended ? erofs_inode_extended.size : erofs_inode_compact.size);
+    let bodyEnd = xattrAt + xattrSize;
+    let blocks = Math.ceil(size / BLOCK_SIZE);
+    let tailAt = -1;
+    if (layout === EROFS_INODE_FLAT_INLINE && blocks > 0) {
+      blocks--;
+      const tail = size - blocks * BLOCK_SIZE;
+      tailAt = bodyEnd;
+      bodyEnd += tail;
+      if ((tailAt % BLOCK_SIZE) + tail > BLOCK_SIZE) throw bad(`the inline tail of ${tail} bytes crosses a block`);
+    }
+    if (bodyEnd > this.source.size) throw bad("its xattrs or tail lie outside of the image");
+    // the padding of the last block must be there too: the kernel reads whole blocks
+    const blocksAt = sized && blocks > 0 ? u * BLOCK_SIZE : -1;
+    if (blocksAt >= 0 && !(blocksAt + blocks * BLOCK_SIZE <= this.source.size)) {
+      throw bad(`blocks ${u} to ${u + blocks} lie outside of the image`);
+    }
+    const { major, minor } = device ? decodeDevice(u) : { major: 0, minor: 0 };
+    return {
+      nid,
+      type,
+      mode: i_mode & 0o7777,
+      ...owner,
+      rdevMajor: major,
+      rdevMinor: minor,
+      extended,
+      blocksAt,
+      tailAt,
+      at,
+      bodySize: bodyEnd - at,
+      xattrAt,
+      xattrSize,
+    };
+  }
+
+  /** All entries, "." and ".." included, in order. Throws HS_EROFS_INVALID, also when they are not sorted. */
+  readdir(directory: ErofsInode): ErofsDirent[] {
+    const entries: ErofsDirent[] = [];
+    for (let block = 0; block * BLOCK_SIZE < directory.size; block++) {
+      this.#directoryBlock(directory, block, (name, nid, type) => entries.push({ name, nid, type }));
+    }
+    for (let index = 1; index < entries.length; index++) {
+      if (compareBytes(entries[index - 1]!.name, entries[index]!.name) >= 0) {
+        throw invalid(`directory ${directory.nid}: ${printable(entries[index]!.name)} is out of order`);
+      }
+    }
+    return entries;
+  }
+
+  /** One name, found as the kernel finds it: a binary search over blocks. Null when there is none. Throws HS_EROFS_INVALID. */
+  lookup(directory: ErofsInode, name: Uint8Array): ErofsDirent | null {
+    if (directory.type !== FileType.directory) return null;
+    let low = 0;
+    let high = Math.ceil(directory.size / BLOCK_SIZE);
+    while (low < high) {
+      const middle = Math.floor((low + high) / 2);
+      let first: number | null = null;
+      let last = 0;
+      let found: ErofsDirent | null = null;
+      this.#directoryBlock(directory, middle, (candidate, nid, type) => {
+        last = compareBytes(candidate, name);
+        first ??= last;
+        if (last === 0) found = { name: candidate, nid, type };
+      });
+      if (found !== null) return found;
+      if (first !== null && first > 0) high = middle;
+      else if (last < 0) low = middle + 1;
+      else return null;
+    }
+    return null;
+  }
+
+  /** The target of a symlink (a view). Throws HS_EROFS_INVALID. */
+  readlink(inode: ErofsInode): Uint8Array {
+    if (inode.type !== FileType.symlink) throw invalid(`inode ${inode.nid} is no symlink`);
+    const target = this.source.readAt(inode.tailAt >= 0 ? inode.tailAt : inode.blocksAt, inode.size);
+    if (target.includes(0)) throw invalid(`inode ${inode.nid}: a NUL in the link target`);
+    return target;
+  }
+
+  /** In the order in which they lie; views. Throws HS_EROFS_INVALID. */
+  xattrs(inode: ErofsInode): readonly Xattr[] {
+    if (inode.xattrSize === 0) return [];
+    const found = parseXattrs(this.source.readAt(inode.xattrAt, inode.xattrSize));
+    if (typeof found === "string") throw invalid(`inode ${inode.nid}: ${found}`);
+    return found;
+  }
+
+  /** Where the bytes of a regular file lie, ascending; nothing for an empty one. */
+  extents(inode: ErofsInode): readonly ErofsExtent[] {
+    if (inode.type !== FileType.regular || inode.size === 0) return [];
+    const inBlocks = inode.tailAt < 0 ? inode.size : alignDownToBlock(inode.size - 1);
+    const extents: ErofsExtent[] = [];
+    if (inBlocks > 0) extents.push({ fileOffset: 0, length: inBlocks, imageOffset: inode.blocksAt });
+    if (inode.tailAt >= 0) {
+      extents.push({ fileOffset: inBlocks, length: inode.size - inBlocks, imageOffset: inode.tailAt });
+    }
+    return extents;
+  }
+
+  /**
+   * Visits the whole tree, depth first. Throws HS_EROFS_INVALID when it is none: a directory with two names, "." or ".." that are missing or point
+   * elsewhere, an entry of another type than its inode, more than LIMITS.layerEntries names.
+   */
+  walk(visitor: ErofsVisitor): void {
+    const root = this.root;
+    const seen = new Map<number, ErofsInode | null>([[root.nid, null]]);
+    // a damaged image can let many inodes claim the same bytes; in a sound one names, targets and xattrs have their own
+    let budget = Math.min(this.source.size, WALK_BYTES_MAX);
+    let names = 0;
+    const spend = (bytes: number) => {
+      budget -= bytes;
+      if (budget < 0) throw invalid("inodes claim the same bytes over and over");
+    };
+    visitor.inode(root);
+    const stack: { directory: ErofsInode; parentNid: number }[] = [{ directory: root, parentNid: root.nid }];
+    for (let frame = stack.pop(); frame !== undefined; frame = stack.pop()) {
+      const { directory, parentNid } = frame;
+      spend(directory.size + directory.xattrSize);
+      const children: { directory: ErofsInode; parentNid: number }[] = [];
+      let dots = 0;
+      for (const entry of this.readdir(directory)) {
+        if (isDots(entry.name)) {
+          if (entry.nid !== (entry.name.length === 1 ? directory.nid : parentNid)) {
+            throw invalid(`directory ${directory.nid}: ${printable(entry.name)} is nid ${entry.nid}`);
+          }
+          dots++;
+          continue;
+        }
+        if (++names > LIMITS.layerEntries) throw invalid(`more than ${LIMITS.layerEntries} names`);
+        let inode = seen.get(entry.nid);
+        if (inode === null) {
+          throw invalid(`directory ${entry.nid} has a second name, ${printable(entry.name)} in ${directory.nid}`);
+        }
+        if (inode === undefined) {
+          inode = this.inode(entry.nid);
+          if (inode.type === FileType.directory) {
+            seen.set(entry.nid, null);
+            children.push({ directory: inode, parentNid: directory.nid });
+          } else {
+            spend(inode.xattrSize + (inode.type === FileType.symlink ? inode.size : 0));
+            seen.set(entry.nid, inode);
+          }
+          visitor.inode(inode);
+        }
+        if (inode.type !== entry.type) {
+          throw invalid(
+            `directory ${directory.nid}: ${printable(entry.name)} has type ${entry.type}, not ${inode.type}`,
+          );
+        }
+        visitor.name(directory, entry.name, inode);
+      }
+      if (dots !== 2) throw invalid(`directory ${directory.nid}: "." or ".." is missing`);
+      while (children.length > 0) stack.push(children.pop()!);
+    }
+  }
+
+  /**
+   * The tree that the image holds. Each file with data is one segment whose address is its offset in the image (space 0). `impliedNids` are the directories to
+   * flag as implied (an image does not say it). Throws HS_EROFS_INVALID.
+   */
+  toFileTree(options: { readonly impliedNids?: Iterable<number> } = {}): FileTree {
+    const implied = new Set(options.impliedNids);
+    const indexOf = new Map<number, number>();
+    let builder: FileTreeBuilder | null = null;
+    const fields = (inode: ErofsInode): InodeFields => ({
+      type: inode.type,
+      mode: inode.mode,
+      uid: inode.uid,
+      gid: inode.gid,
+      mtimeSeconds: inode.mtimeSeconds,
+      mtimeNanoseconds: inode.mtimeNanoseconds,
+      size: inode.type === FileType.regular ? inode.size : 0,
+      rdevMajor: inode.rdevMajor,
+      rdevMinor: inode.rdevMinor,
+      implied: inode.type === FileType.directory && implied.has(inode.nid),
+      ...(inode.type === FileType.symlink ? { target: this.readlink(inode) } : {}),
+      ...(inode.xattrSize > 0 ? { xattrs: this.xattrs(inode) } : {}),
+      ...(inode.type === FileType.regular && inode.size > 0
+        ? {
+            segments: this.extents(inode).map((extent) => ({
+              fileOffset: extent.fileOffset,
+              length: extent.length,
+              address: extent.imageOffset,
+            })),
+          }
+        : {}),
+    });
+    this.walk({
+      inode(inode) {
+        if (builder === null) {
+          builder = new FileTreeBuilder(fields(inode));
+          indexOf.set(inode.nid, 0);
+        } else {
+          indexOf.set(inode.nid, builder.addInode(fields(inode)));
+        }
+      },
+      name(directory, name, inode) {
+        builder!.addName(indexOf.get(directory.nid)!, name, indexOf.get(inode.nid)!);
+      },
+    });
+    return builder!.finish();
+  }
+
+  #directoryBlock(
+    directory: ErofsInode,
+    block: number,
+    visit: (name: Uint8Array, nid: number, type: FileType) => void,
+  ): void {
+    const start = block * BLOCK_SIZE;
+    const length = Math.min(BLOCK_SIZE, directory.size - start);
+    const at =
+      directory.tailAt >= 0 && start + length === directory.size ? directory.tailAt : directory.blocksAt + start;
+    const problem = parseDirectoryBlock(this.source.readAt(at, length), visit);
+    if (problem !== null) throw invalid(`directory ${directory.nid}, block ${block}: ${problem}`);
+  }
+
+  #view(at: number, length: number, outside: () => HeadstartError): DataView {
+    if (!(at >= 0 && at + length <= this.source.size)) throw outside();
+    const bytes = this.source.readAt(at, length);
+    return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  }
+}
+
+/** "." or "..". */
+export function isDots(name: Uint8Array): boolean {
+  return name[0] === 0x2e && (name.length === 1 || (name.length === 2 && name[1] === 0x2e));
+}
+
+function parseSuperblock(source: ErofsSource): ErofsSuperblock {
+  if (source.size < BLOCK_SIZE) throw invalid(`${source.size} bytes are too few`);
+  const block0 = source.readAt(0, BLOCK_SIZE);
+  const bytes = block0.subarray(EROFS_SUPER_OFFSET, EROFS_SUPER_OFFSET + erofs_super_block.size);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const offsets = erofs_super_block.offsets;
+  const magic = view.getUint32(offsets.magic, true);
+  if (magic !== EROFS_SUPER_MAGIC) throw invalid(`the magic is 0x${magic.toString(16)}`);
+  const incompat = view.getUint32(offsets.feature_incompat, true);
+  if (incompat !== 0) throw invalid(`incompatible features 0x${incompat.toString(16)}`);
+  const blockBits = view.getUint8(offsets.blkszbits);
+  if (blockBits !== EROFS_BLOCK_BITS) throw invalid(`blocks of 2^${blockBits} bytes`);
+  const directoryBits = view.getUint8(offsets.dirblkbits);
+  if (directoryBits !== 0) throw invalid(`directory blocks of 2^${directoryBits} blocks`);
+  const featureCompat = view.getUint32(offsets.feature_compat, true);
+  if ((featureCompat & EROFS_FEATURE_COMPAT_SB_CHKSUM) !== 0) {
+    const stored = view.getUint32(offsets.checksum, true);
+    const covered = block0.slice(EROFS_SUPER_OFFSET);
+    covered.fill(0, offsets.checksum, offsets.checksum + 4);
+    const computed = crc32c(covered);
+    if (stored !== computed) {
+      throw invalid(`the checksum is 0x${stored.toString(16)}, the bytes give 0x${computed.toString(16)}`);
+    }
+  }
+  const inodeCount = getI64(view, offsets.inos);
+  const epoch = getI64(view, offsets.epoch);
+  if (!(Number.isSafeInteger(inodeCount) && inodeCount > 0)) throw invalid(`${inodeCount} inodes`);
+  if (!Number.isSafeInteger(epoch)) throw invalid(`the epoch is ${epoch}`);
+  return {
+    bytes,
+    featureCompat,
+    rootNid: view.getUint16(offsets.rootnid_2b, true),
+    inodeCount,
+    epoch,
+    blocks: view.getUint32(offsets.blocks_lo, true),
+    metaBlock: view.getUint32(offsets.meta_blkaddr, true),
+    uuid: bytes.subarray(offsets.uuid, offsets.uuid + 16),
+  };
+}
+
+function getI64(view: DataView, at: number): number {
+  return view.getInt32(at + 4, true) * 2 ** 32 + view.getUint32(at, true);
+}
+
+function alignDownToBlock(value: number): number {
+  return alignUp(value + 1, BLOCK_SIZE) - BLOCK_SIZE;
+}
+
+export function printable(name: Uint8Array): string {
+  return JSON.stringify(Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString());
+}
+
+export function invalid(message: string): HeadstartError {
+  return new HeadstartError("HS_EROFS_INVALID", { what: `EROFS image: ${message}` });
+}
