@@ -1,16 +1,18 @@
 /**
  * Manifests, indexes and descriptors printed byte for byte as Go's encoding/json prints the image-spec structs. SOCI verifies the
  * form that it printed again itself, not what it downloaded, so any other spelling makes an index useless to it (specs/soci.md 2.2).
- * Key order is that of the Go structs, empty optional fields are left out, map keys are sorted by bytes.
+ * Key order is that of the Go structs, empty optional fields are left out, map keys are sorted by bytes. Maps are printed by hand,
+ * because a JavaScript object puts keys that look like integers first, whatever the order they were set in.
  */
 
 import type { Descriptor } from "./descriptor.ts";
 import type { ImageIndex, Manifest } from "./manifest.ts";
 import type { Platform } from "./platform.ts";
 
-/** JSON text as Go writes it: the order of keys is the caller's. */
+/** JSON text as Go writes it: no blanks, `<>&` and line separators escaped. The order of an object's keys is the caller's. */
 export function goJson(value: unknown): string {
-  return JSON.stringify(value).replace(
+  const text = JSON.stringify(value, (_key, item) => (typeof item === "string" ? item.toWellFormed() : item));
+  return text.replace(
     /[<>&\u2028\u2029]/g,
     (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
@@ -18,65 +20,72 @@ export function goJson(value: unknown): string {
 
 export function goManifest(manifest: Manifest): Uint8Array {
   return Buffer.from(
-    goJson({
-      schemaVersion: 2,
-      mediaType: manifest.mediaType || undefined,
-      artifactType: manifest.artifactType || undefined,
-      config: orderDescriptor(manifest.config),
-      layers: manifest.layers.map(orderDescriptor),
-      subject: manifest.subject === undefined ? undefined : orderDescriptor(manifest.subject),
-      annotations: orderMap(manifest.annotations),
-    }),
+    object([
+      ["schemaVersion", "2"],
+      ["mediaType", text(manifest.mediaType)],
+      ["artifactType", text(manifest.artifactType)],
+      ["config", goDescriptor(manifest.config)],
+      ["layers", array(manifest.layers.map(goDescriptor))],
+      ["subject", manifest.subject && goDescriptor(manifest.subject)],
+      ["annotations", map(manifest.annotations)],
+    ]),
   );
 }
 
 export function goIndex(index: ImageIndex): Uint8Array {
   return Buffer.from(
-    goJson({
-      schemaVersion: 2,
-      mediaType: index.mediaType || undefined,
-      artifactType: index.artifactType || undefined,
-      manifests: index.manifests.map(orderDescriptor),
-      subject: index.subject === undefined ? undefined : orderDescriptor(index.subject),
-      annotations: orderMap(index.annotations),
-    }),
+    object([
+      ["schemaVersion", "2"],
+      ["mediaType", text(index.mediaType)],
+      ["artifactType", text(index.artifactType)],
+      ["manifests", array(index.manifests.map(goDescriptor))],
+      ["subject", index.subject && goDescriptor(index.subject)],
+      ["annotations", map(index.annotations)],
+    ]),
   );
 }
 
 export function goDescriptor(descriptor: Descriptor): string {
-  return goJson(orderDescriptor(descriptor));
+  return object([
+    ["mediaType", goJson(descriptor.mediaType)],
+    ["digest", goJson(descriptor.digest)],
+    ["size", String(descriptor.size)],
+    ["urls", strings(descriptor.urls)],
+    ["annotations", map(descriptor.annotations)],
+    ["data", text(descriptor.data)],
+    ["platform", descriptor.platform && goPlatform(descriptor.platform)],
+    ["artifactType", text(descriptor.artifactType)],
+  ]);
 }
 
-function orderDescriptor(descriptor: Descriptor): object {
-  return {
-    mediaType: descriptor.mediaType,
-    digest: descriptor.digest,
-    size: descriptor.size,
-    urls: descriptor.urls?.length ? descriptor.urls : undefined,
-    annotations: orderMap(descriptor.annotations),
-    data: descriptor.data || undefined,
-    platform: descriptor.platform === undefined ? undefined : orderPlatform(descriptor.platform),
-    artifactType: descriptor.artifactType || undefined,
-  };
+function goPlatform(platform: Platform): string {
+  return object([
+    ["architecture", goJson(platform.architecture)],
+    ["os", goJson(platform.os)],
+    ["os.version", text(platform["os.version"])],
+    ["os.features", strings(platform["os.features"])],
+    ["variant", text(platform.variant)],
+  ]);
 }
 
-function orderPlatform(platform: Platform): object {
-  return {
-    architecture: platform.architecture,
-    os: platform.os,
-    "os.version": platform["os.version"] || undefined,
-    "os.features": platform["os.features"]?.length ? platform["os.features"] : undefined,
-    variant: platform.variant || undefined,
-  };
+function object(fields: readonly (readonly [key: string, json: string | undefined])[]): string {
+  const printed = fields.filter(([, json]) => json !== undefined).map(([key, json]) => `${goJson(key)}:${json}`);
+  return `{${printed.join(",")}}`;
 }
 
-/**
- * Sorted by UTF-8 bytes, which JavaScript's UTF-16 order is not. Integer-like keys would come first in any object, whatever the order of
- * insertion, so a map is printed by hand through `toJSON` where that matters: see `RawJson`.
- */
-function orderMap(map: Readonly<Record<string, string>> | undefined): object | undefined {
-  const entries = Object.entries(map ?? {});
-  if (entries.length === 0) return undefined;
-  entries.sort(([a], [b]) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
-  return JSON.rawJSON(`{${entries.map(([key, text]) => `${JSON.stringify(key)}:${JSON.stringify(text)}`).join(",")}}`);
+function array(items: readonly string[]): string {
+  return `[${items.join(",")}]`;
+}
+
+function text(value: string | undefined): string | undefined {
+  return value ? goJson(value) : undefined;
+}
+
+function strings(values: readonly string[] | undefined): string | undefined {
+  return values?.length ? array(values.map(goJson)) : undefined;
+}
+
+function map(entries: Readonly<Record<string, string>> | undefined): string | undefined {
+  const sorted = Object.entries(entries ?? {}).sort(([a], [b]) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
+  return sorted.length === 0 ? undefined : object(sorted.map(([key, value]) => [key, goJson(value)] as const));
 }

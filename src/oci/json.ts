@@ -54,7 +54,9 @@ export function optionalArray(object: JsonObject, key: string, what: string, lim
   const value = field(object, key) ?? [];
   if (!Array.isArray(value)) throw wrong(`${what}.${key}`, "an array", value);
   if (value.length > limit) {
-    throw new HeadstartError("HS_LIMIT", { what: `${what}.${key}: ${value.length} entries, at most ${limit} are read` });
+    throw new HeadstartError("HS_LIMIT", {
+      what: `${what}.${key}: ${value.length} entries, at most ${limit} are read`,
+    });
   }
   return value;
 }

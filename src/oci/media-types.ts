@@ -64,8 +64,7 @@ export interface LayerKind {
   readonly encrypted: boolean;
 }
 
-const OCI_LAYER =
-  /^application\/vnd\.oci\.image\.layer\.(nondistributable\.)?v1\.tar(?:\+(gzip|zstd))?(\+encrypted)?$/;
+const OCI_LAYER = /^application\/vnd\.oci\.image\.layer\.(nondistributable\.)?v1\.tar(?:\+(gzip|zstd))?(\+encrypted)?$/;
 const DOCKER_LAYER = /^application\/vnd\.docker\.image\.rootfs\.(foreign\.)?diff\.tar(?:\.(gzip|zstd))?(\+encrypted)?$/;
 
 /** What a layer's media type says, or undefined when it is no layer of a file system. */

@@ -50,7 +50,9 @@ export function normalizePlatform(platform: Platform): Platform {
 export function parsePlatform(text: string): Platform {
   const parts = text.split("/");
   if (parts.length > 3 || parts.some((part) => !/^[\w.()+-]{1,64}$/.test(part))) {
-    throw new HeadstartError("HS_USAGE", { what: `platform ${JSON.stringify(text.slice(0, 200))} is not os/arch[/variant]` });
+    throw new HeadstartError("HS_USAGE", {
+      what: `platform ${JSON.stringify(text.slice(0, 200))} is not os/arch[/variant]`,
+    });
   }
   const [os, architecture, variant] = parts.length === 1 ? ["linux", parts[0]!] : parts;
   return normalizePlatform(defined<Platform>({ os: os!, architecture: architecture!, variant }));
