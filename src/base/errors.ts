@@ -103,6 +103,10 @@ export const ERRORS = {
   },
   // layer, fetch
   HS_LAYER_BROKEN: { kind: "corrupt", hint: "see `headstart status`; remove the image and pull it again" },
+  HS_FILL_TIMEOUT: {
+    kind: "unavailable",
+    hint: "the registry did not answer in time; check the network, then try again",
+  },
   HS_LAYER_STATE: { kind: "precondition", hint: "the layer is not in a state that allows this" },
   HS_DIFFID_MISMATCH: {
     kind: "corrupt",
@@ -124,6 +128,19 @@ export const ERRORS = {
   HS_SNAPSHOT_CHILDREN: { kind: "precondition", hint: "remove the snapshots above it first" },
   HS_SNAPSHOT_INVALID: { kind: "invalid", hint: "the request does not follow containerd's snapshots API" },
   HS_FILTER: { kind: "invalid", hint: 'a filter looks like kind==active or labels."key"==value' },
+  HS_SNAPSHOT_BROKEN: {
+    kind: "corrupt",
+    hint: "its directory or layer is gone; remove the image and what was made from it, and pull it again",
+  },
+  HS_STATE_BUSY: { kind: "unavailable", hint: "another headstart daemon uses this --root; stop it first" },
+  HS_STATE_DAMAGED: {
+    kind: "corrupt",
+    hint: "the state database cannot be read; restore it, or empty --root and pull the images again",
+  },
+  HS_STATE_VERSION: {
+    kind: "unsupported",
+    hint: "the state was written by a newer headstart; install that version again",
+  },
   // sandbox, cli
   HS_TOOL_MISSING: { kind: "unavailable", hint: "install the named Debian package" },
   HS_CHILD_FAILED: { kind: "internal", hint: "a program that headstart started failed; its last lines are above" },

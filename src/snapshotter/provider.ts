@@ -43,7 +43,10 @@ export interface LayerProvider {
   release(owner: string): Promise<void>;
   /** Bytes on disk and inodes of a layer now. */
   usage(layer: LayerId): Promise<{ readonly bytes: number; readonly inodes: number }>;
-  /** No snapshot refers to these layers any more: their disk space may go. Idempotent, safe to be cut off and repeated. */
+  /**
+   * Only these layers are referred to by snapshots: the disk space of all others may go. Idempotent, safe to be cut off and repeated. Never called while an offer is under way or
+   * shortly after one (the later layers of an image have no snapshots yet), but an offer may come while it runs: a layer offered from then on must survive.
+   */
   collect(inUse: ReadonlySet<LayerId>): Promise<void>;
 }
 

@@ -1,0 +1,50 @@
+/**
+ * User-namespace containers (specs/containerd.md 6): the labels `uidmapping` and `gidmapping`, `<container id>:<host id>:<size>[,…]`. The upper's root is given to the host
+ * ids of the container's root; the lowers are mapped by containerd, which we ask for it with `uidmap=`/`gidmap=` in the options. Pure.
+ */
+
+import { HeadstartError } from "../base/errors.ts";
+import type { Labels } from "./store.ts";
+
+const UID_LABEL = "containerd.io/snapshot/uidmapping";
+const GID_LABEL = "containerd.io/snapshot/gidmapping";
+const ID_MAX = 0xffff_fffe;
+/** The kernel takes 340 lines (user_namespaces(7)). */
+const RANGES_MAX = 340;
+
+export interface IdMapping {
+  /** Host ids of the container's root. */
+  readonly root: { readonly uid: number; readonly gid: number };
+  readonly mountOptions: readonly string[];
+}
+
+/** Null without the labels. Throws HS_SNAPSHOT_INVALID. */
+export function readIdMapping(labels: Labels): IdMapping | null {
+  const uids = Object.hasOwn(labels, UID_LABEL) ? labels[UID_LABEL] : undefined;
+  const gids = Object.hasOwn(labels, GID_LABEL) ? labels[GID_LABEL] : undefined;
+  if (uids === undefined && gids === undefined) return null;
+  if (uids === undefined || gids === undefined) {
+    throw new HeadstartError("HS_SNAPSHOT_INVALID", { what: `only one of the labels ${UID_LABEL} and ${GID_LABEL}` });
+  }
+  return {
+    root: { uid: hostRoot(uids, UID_LABEL), gid: hostRoot(gids, GID_LABEL) },
+    mountOptions: [`uidmap=${uids}`, `gidmap=${gids}`],
+  };
+}
+
+function hostRoot(mapping: string, label: string): number {
+  const invalid = () =>
+    new HeadstartError("HS_SNAPSHOT_INVALID", { what: `label ${label}: ${JSON.stringify(mapping)}` });
+  const ranges = mapping.split(",", RANGES_MAX + 1);
+  if (ranges.length > RANGES_MAX) throw invalid();
+  let root: number | null = null;
+  for (const range of ranges) {
+    const match = /^(\d{1,10}):(\d{1,10}):(\d{1,10})$/.exec(range);
+    if (match === null) throw invalid();
+    const [container, host, size] = [Number(match[1]), Number(match[2]), Number(match[3])];
+    if (size === 0 || container + size - 1 > ID_MAX || host + size - 1 > ID_MAX) throw invalid();
+    if (container === 0) root ??= host;
+  }
+  if (root === null) throw invalid();
+  return root;
+}
