@@ -157,6 +157,10 @@ export function encodeDevice(major: number, minor: number): number {
   return ((minor & 0xff) | (major << 8) | ((minor & 0xfff00) << 12)) >>> 0;
 }
 
-export function decodeDevice(device: number): { major: number; minor: number } {
-  return { major: (device >>> 8) & 0xfff, minor: (device & 0xff) | ((device >>> 12) & 0xfff00) };
+export function deviceMajor(device: number): number {
+  return (device >>> 8) & 0xfff;
+}
+
+export function deviceMinor(device: number): number {
+  return (device & 0xff) | ((device >>> 12) & 0xfff00);
 }

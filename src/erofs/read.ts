@@ -14,7 +14,8 @@ import { crc32c } from "./crc32c.ts";
 import { parseDirectoryBlock } from "./directory.ts";
 import { type FileTree, FileTreeBuilder, FileType, type InodeFields } from "./file-tree.ts";
 import {
-  decodeDevice,
+  deviceMajor,
+  deviceMinor,
   EROFS_BLOCK_BITS,
   EROFS_FEATURE_COMPAT_SB_CHKSUM,
   EROFS_I_DATALAYOUT_BIT,
@@ -123,52 +124,58 @@ export class ErofsReader {
   /** stat: what is at a nid. Throws HS_EROFS_INVALID. */
   inode(nid: number): ErofsInode {
     const at = this.#metaAt + nid * EROFS_SLOT_SIZE;
-    const bad = (message: string) => invalid(`inode ${nid} at byte ${at}: ${message}`);
-    const view = this.#view(at, erofs_inode_compact.size, () => bad("lies outside of the image"));
+    // a compact inode may be the last thing in the image
+    const there = Math.min(erofs_inode_extended.size, this.source.size - at);
+    if (!(at >= 0 && there >= erofs_inode_compact.size)) throw badInode(nid, "lies outside of the image");
+    const bytes = this.source.readAt(at, there);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, there);
     const common = erofs_inode_compact.offsets;
     const format = view.getUint16(common.i_format, true);
-    if ((format & ~EROFS_I_FORMAT_KNOWN) !== 0) throw bad(`i_format is 0x${format.toString(16)}`);
+    if ((format & ~EROFS_I_FORMAT_KNOWN) !== 0) throw badInode(nid, `i_format is 0x${format.toString(16)}`);
     const layout = format >>> EROFS_I_DATALAYOUT_BIT;
-    if (layout !== EROFS_INODE_FLAT_PLAIN && layout !== EROFS_INODE_FLAT_INLINE) throw bad(`data layout ${layout}`);
+    if (layout !== EROFS_INODE_FLAT_PLAIN && layout !== EROFS_INODE_FLAT_INLINE) {
+      throw badInode(nid, `data layout ${layout}`);
+    }
     const i_mode = view.getUint16(common.i_mode, true);
     const type = typeOfMode(i_mode);
-    if (type === 0) throw bad(`i_mode is 0${i_mode.toString(8)}`);
+    if (type === 0) throw badInode(nid, `i_mode is 0${i_mode.toString(8)}`);
     const u = view.getUint32(common.i_u, true);
     const xattrCount = view.getUint16(common.i_xattr_icount, true);
-    if (xattrCount === 1) throw bad("an xattr body without entries");
+    if (xattrCount === 1) throw badInode(nid, "an xattr body without entries");
     const xattrSize = xattrCount === 0 ? 0 : erofs_xattr_ibody_header.size + 4 * (xattrCount - 1);
 
     const extended = (format & EROFS_I_VERSION_EXTENDED) !== 0;
-    let owner: Pick<ErofsInode, "uid" | "gid" | "nlink" | "size" | "mtimeSeconds" | "mtimeNanoseconds">;
+    let uid: number;
+    let gid: number;
+    let nlink: number;
+    let size: number;
+    let mtimeSeconds: number;
+    let mtimeNanoseconds = 0;
     if (extended) {
-      const full = this.#view(at, erofs_inode_extended.size, () => bad("lies outside of the image"));
+      if (there < erofs_inode_extended.size) throw badInode(nid, "lies outside of the image");
       const offsets = erofs_inode_extended.offsets;
-      owner = {
-        uid: full.getUint32(offsets.i_uid, true),
-        gid: full.getUint32(offsets.i_gid, true),
-        nlink: full.getUint32(offsets.i_nlink, true),
-        size: getI64(full, offsets.i_size),
-        mtimeSeconds: getI64(full, offsets.i_mtime),
-        mtimeNanoseconds: full.getUint32(offsets.i_mtime_nsec, true),
-      };
+      uid = view.getUint32(offsets.i_uid, true);
+      gid = view.getUint32(offsets.i_gid, true);
+      nlink = view.getUint32(offsets.i_nlink, true);
+      size = getI64(view, offsets.i_size);
+      mtimeSeconds = getI64(view, offsets.i_mtime);
+      mtimeNanoseconds = view.getUint32(offsets.i_mtime_nsec, true);
     } else {
-      owner = {
-        uid: view.getUint16(common.i_uid, true),
-        gid: view.getUint16(common.i_gid, true),
-        nlink: view.getUint16(common.i_nlink, true),
-        size: view.getUint32(common.i_size, true),
-        mtimeSeconds: this.superblock.epoch + view.getUint32(common.i_mtime, true),
-        mtimeNanoseconds: 0,
-      };
+      uid = view.getUint16(common.i_uid, true);
+      gid = view.getUint16(common.i_gid, true);
+      nlink = view.getUint16(common.i_nlink, true);
+      size = view.getUint32(common.i_size, true);
+      mtimeSeconds = this.superblock.epoch + view.getUint32(common.i_mtime, true);
     }
-    const size = owner.size;
-    if (!(Number.isSafeInteger(size) && size >= 0)) throw bad(`i_size is ${size}`);
-    if (!Number.isSafeInteger(owner.mtimeSeconds) || owner.mtimeNanoseconds >= 1e9)
-      throw bad("the time is out of range");
-    const device = type === FileType.char || type === FileType.block;
+    if (!(Number.isSafeInteger(size) && size >= 0)) throw badInode(nid, `i_size is ${size}`);
+    if (!Number.isSafeInteger(mtimeSeconds) || mtimeNanoseconds >= 1e9) throw badInode(nid, "the time is out of range");
     const sized = type === FileType.regular || type === FileType.directory || type === FileType.symlink;
-    if (!sized && (size !== 0 || layout !== EROFS_INODE_FLAT_PLAIN)) throw bad("a device, fifo or socket with data");
-    if (type === FileType.symlink && !(size > 0 && size <= LIMITS.symlinkBytes)) throw bad(`a target of ${size} bytes`);
+    if (!sized && (size !== 0 || layout !== EROFS_INODE_FLAT_PLAIN)) {
+      throw badInode(nid, "a device, fifo or socket with data");
+    }
+    if (type === FileType.symlink && !(size > 0 && size <= LIMITS.symlinkBytes)) {
+      throw badInode(nid, `a link target of ${size} bytes`);
+    }
 
     const xattrAt = at + (extended ? erofs_inode_extended.size : erofs_inode_compact.size);
     let bodyEnd = xattrAt + xattrSize;
@@ -179,22 +186,27 @@ export class ErofsReader {
       const tail = size - blocks * BLOCK_SIZE;
       tailAt = bodyEnd;
       bodyEnd += tail;
-      if ((tailAt % BLOCK_SIZE) + tail > BLOCK_SIZE) throw bad(`the inline tail of ${tail} bytes crosses a block`);
+      if ((tailAt % BLOCK_SIZE) + tail > BLOCK_SIZE) throw badInode(nid, `its tail of ${tail} bytes crosses a block`);
     }
-    if (bodyEnd > this.source.size) throw bad("its xattrs or tail lie outside of the image");
+    if (bodyEnd > this.source.size) throw badInode(nid, "its xattrs or tail lie outside of the image");
     // the padding of the last block must be there too: the kernel reads whole blocks
     const blocksAt = sized && blocks > 0 ? u * BLOCK_SIZE : -1;
     if (blocksAt >= 0 && !(blocksAt + blocks * BLOCK_SIZE <= this.source.size)) {
-      throw bad(`blocks ${u} to ${u + blocks} lie outside of the image`);
+      throw badInode(nid, `blocks ${u} to ${u + blocks} lie outside of the image`);
     }
-    const { major, minor } = device ? decodeDevice(u) : { major: 0, minor: 0 };
+    const device = type === FileType.char || type === FileType.block;
     return {
       nid,
       type,
       mode: i_mode & 0o7777,
-      ...owner,
-      rdevMajor: major,
-      rdevMinor: minor,
+      uid,
+      gid,
+      nlink,
+      size,
+      mtimeSeconds,
+      mtimeNanoseconds,
+      rdevMajor: device ? deviceMajor(u) : 0,
+      rdevMinor: device ? deviceMinor(u) : 0,
       extended,
       blocksAt,
       tailAt,
@@ -335,6 +347,8 @@ export class ErofsReader {
     const implied = new Set(options.impliedNids);
     const indexOf = new Map<number, number>();
     let builder: FileTreeBuilder | null = null;
+    const segments = (inode: ErofsInode) =>
+      this.extents(inode).map(({ fileOffset, length, imageOffset }) => ({ fileOffset, length, address: imageOffset }));
     const fields = (inode: ErofsInode): InodeFields => ({
       type: inode.type,
       mode: inode.mode,
@@ -347,16 +361,8 @@ export class ErofsReader {
       rdevMinor: inode.rdevMinor,
       implied: inode.type === FileType.directory && implied.has(inode.nid),
       ...(inode.type === FileType.symlink ? { target: this.readlink(inode) } : {}),
-      ...(inode.xattrSize > 0 ? { xattrs: this.xattrs(inode) } : {}),
-      ...(inode.type === FileType.regular && inode.size > 0
-        ? {
-            segments: this.extents(inode).map((extent) => ({
-              fileOffset: extent.fileOffset,
-              length: extent.length,
-              address: extent.imageOffset,
-            })),
-          }
-        : {}),
+      xattrs: this.xattrs(inode),
+      segments: segments(inode),
     });
     this.walk({
       inode(inode) {
@@ -385,12 +391,6 @@ export class ErofsReader {
       directory.tailAt >= 0 && start + length === directory.size ? directory.tailAt : directory.blocksAt + start;
     const problem = parseDirectoryBlock(this.source.readAt(at, length), visit);
     if (problem !== null) throw invalid(`directory ${directory.nid}, block ${block}: ${problem}`);
-  }
-
-  #view(at: number, length: number, outside: () => HeadstartError): DataView {
-    if (!(at >= 0 && at + length <= this.source.size)) throw outside();
-    const bytes = this.source.readAt(at, length);
-    return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   }
 }
 
@@ -449,6 +449,10 @@ function alignDownToBlock(value: number): number {
 
 export function printable(name: Uint8Array): string {
   return JSON.stringify(Buffer.from(name.buffer, name.byteOffset, name.byteLength).toString());
+}
+
+function badInode(nid: number, message: string): HeadstartError {
+  return invalid(`inode ${nid}: ${message}`);
 }
 
 export function invalid(message: string): HeadstartError {

@@ -193,7 +193,8 @@ function planMetadata(tree: FileTree): MetadataPlan {
     }
   }
   if (nidOf[0]! > ROOT_NID_MAX) throw new HeadstartError("HS_INTERNAL", { what: `the root got nid ${nidOf[0]}` });
-  const inodesEnd = alignUp(at, BLOCK_SIZE);
+  // fsck.erofs 1.5 reads an xattr header behind every inode, also where there is none: the last inode is not the last thing in the image
+  const inodesEnd = alignUp(at + EROFS_SLOT_SIZE, BLOCK_SIZE);
   for (let inode = 0; inode < count; inode++) {
     if (ownBlock[inode] !== EROFS_NULL_ADDR) ownBlock[inode]! += inodesEnd / BLOCK_SIZE;
   }
