@@ -21,6 +21,7 @@ import type { HostAnswer, HostClient, HostRequest } from "./host-client.ts";
 import { signedUrlExpiry } from "./signed-url.ts";
 import { backoffMs, DEFAULT_RETRY } from "./transport/retry.ts";
 import type { Patience, RequestKind, TransportResponse } from "./transport/transport.ts";
+import { withDeadline } from "./wait.ts";
 
 /** Rounds over all hosts that bring no byte, before a read fails. */
 const FRUITLESS_MAX = 4;
@@ -106,8 +107,7 @@ export class RegistryBlob implements BlobHandle {
     if (start === end) return;
     const { hosts, clock, random } = this.#parts;
     const deadlineMs = DEADLINE_BASE_MS + ((end - start) / SLOWEST_BYTES_PER_SECOND) * 1000;
-    const deadline = AbortSignal.timeout(Math.min(Math.ceil(deadlineMs), 2 ** 31 - 1));
-    const signal = options.signal === undefined ? deadline : AbortSignal.any([options.signal, deadline]);
+    const signal = withDeadline(options.signal, deadlineMs);
     let position = start;
     let errors: unknown[] = [];
     // an answer that never came was tried again by the transport already; a body that broke was not

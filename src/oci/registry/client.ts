@@ -22,6 +22,7 @@ import { nextPage } from "./link.ts";
 import { listReferrers, recordReferrer } from "./referrers.ts";
 import type { Patience } from "./transport/transport.ts";
 import { pushBlob, type UploadOptions } from "./upload.ts";
+import { lateAsUnavailable, withDeadline } from "./wait.ts";
 
 export interface RepositoryParts {
   readonly reference: ImageReference;
@@ -29,8 +30,12 @@ export interface RepositoryParts {
   readonly clock: Clock;
   readonly random: () => number;
   readonly upload?: UploadOptions;
+  /** Closed with the repository. */
+  readonly owned?: AsyncDisposable | undefined;
 }
 
+/** For one host, retries included: a body that drips does not stall, but is no use. */
+const MANIFEST_DEADLINE_MS = 5 * 60_000;
 const RECENT_MAX = 16;
 const TAGS_MAX = 100_000;
 const TAGS_PAGE_BYTES = 4 * 1024 * 1024;
@@ -88,8 +93,13 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
     if (digest === undefined && !/^\w[\w.-]{0,127}$/.test(which)) {
       throw new HeadstartError("HS_REFERENCE", { what: `${JSON.stringify(which.slice(0, 200))} is no tag` });
     }
-    return this.tryHosts(digest === undefined ? "resolve" : "pull", async (host, patience) => {
-      const { response } = await this.#get(host, `manifests/${which}`, { accept: MANIFEST_ACCEPT, patience, signal });
+    return this.tryHosts(digest === undefined ? "resolve" : "pull", signal, async (host, patience) => {
+      const deadline = withDeadline(signal, MANIFEST_DEADLINE_MS);
+      const { response } = await this.#get(host, `manifests/${which}`, {
+        accept: MANIFEST_ACCEPT,
+        patience,
+        signal: deadline,
+      });
       if (response.status !== 200) throw await registryError(response, what);
       const type = bareMediaType(response.header("content-type") ?? "");
       const said = response.header("docker-content-digest");
@@ -119,8 +129,10 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
       try {
         return await ask(host, index + 1 === hosts.length ? "full" : "quick");
       } catch (error) {
-        if (!isHeadstartError(error)) throw error; // aborted, or a fault of ours
-        errors.push(error);
+        signal?.throwIfAborted();
+        const known = lateAsUnavailable(error, `${this.what} from ${host.host}`);
+        if (!isHeadstartError(known)) throw error; // a fault of ours
+        errors.push(known);
       }
     }
     throw mostTelling(errors);
@@ -160,7 +172,7 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
 
   async tags(signal?: AbortSignal): Promise<string[]> {
     const what = `${this.what}: tags`;
-    return this.tryHosts("resolve", async (host, patience) => {
+    return this.tryHosts("resolve", signal, async (host, patience) => {
       const all: string[] = [];
       for (let url: URL | undefined = host.url(this.name, "tags/list"); url !== undefined; ) {
         const { response }: HostAnswer = await host.follow(url, {
@@ -292,7 +304,9 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
 
   async finish(): Promise<void> {}
 
-  async [Symbol.asyncDispose](): Promise<void> {}
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#parts.owned?.[Symbol.asyncDispose]();
+  }
 }
 
 function isKnownType(type: string): boolean {

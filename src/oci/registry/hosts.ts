@@ -8,6 +8,7 @@ import { isAbsolute, join, posix } from "node:path";
 import { parse as parseToml, type TomlTable } from "smol-toml";
 import { describeError, HeadstartError } from "../../base/errors.ts";
 import { publish } from "../../base/events.ts";
+import { parseGoDuration } from "./duration.ts";
 import { isLoopback } from "./transport/proxy.ts";
 import type { TlsSettings } from "./transport/undici.ts";
 
@@ -205,26 +206,13 @@ function readHeaders(value: unknown, where: string, directory: string): Record<s
   return headers;
 }
 
-const UNITS: Readonly<Record<string, number>> = {
-  ns: 1e-6,
-  us: 1e-3,
-  µs: 1e-3,
-  ms: 1,
-  s: 1000,
-  m: 60_000,
-  h: 3_600_000,
-};
+const DIAL_MS_MAX = 3_600_000;
 
-/** A duration as Go writes it: "1s", "1m30s", "500ms". */
 function readDuration(value: unknown, where: string, directory: string): number | undefined {
   if (value === undefined) return undefined;
-  const text = typeof value === "string" ? value.trim() : "";
-  if (!/^(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h)){1,7}$/.test(text))
-    throw bad(where, directory, 'a duration such as "1s"');
-  let ms = 0;
-  for (const [, amount, unit] of text.matchAll(/(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)/g))
-    ms += Number(amount) * UNITS[unit!]!;
-  return Math.min(Math.max(1, ms), 3_600_000);
+  const ms = typeof value === "string" ? parseGoDuration(value.trim()) : undefined;
+  if (ms === undefined) throw bad(where, directory, 'a duration such as "1s"');
+  return Math.min(Math.max(1, ms), DIAL_MS_MAX);
 }
 
 /** As docker lays them out: *.crt are authorities, *.cert with *.key of the same name are client pairs. */

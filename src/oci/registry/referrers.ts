@@ -33,7 +33,7 @@ export async function listReferrers(
   subject: Digest,
   options: ReferrersOptions,
 ): Promise<Descriptor[]> {
-  const all = await repository.tryHosts("referrers", async (host, patience) => {
+  const all = await repository.tryHosts("referrers", options.signal, async (host, patience) => {
     const listed = await askApi(repository, host, subject, options, patience);
     return listed ?? (await readFallback(repository, subject, options.signal));
   });

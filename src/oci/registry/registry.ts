@@ -55,14 +55,15 @@ export class Registry implements AsyncDisposable {
     this.#random = options.random ?? Math.random;
   }
 
-  /** Reads hosts.toml now. Throws HS_CONFIG. */
-  async repository(reference: ImageReference): Promise<Repository> {
+  /** Reads hosts.toml now. `owned` is closed with the repository. Throws HS_CONFIG. */
+  async repository(reference: ImageReference, owned?: AsyncDisposable): Promise<Repository> {
     const endpoints = await loadEndpoints(reference.host, this.#options.hostsDirs ?? DEFAULT_HOSTS_DIRS);
     return new Repository({
       reference,
       hosts: endpoints.map((endpoint) => this.#client(endpoint)),
       clock: this.#clock,
       random: this.#random,
+      owned,
       ...(this.#options.upload === undefined ? {} : { upload: this.#options.upload }),
     });
   }

@@ -12,6 +12,7 @@ import { LIMITS } from "../../../base/limits.ts";
 import { Secret } from "../../../base/secret.ts";
 import { readSmallBody, registryError } from "../errcode.ts";
 import type { Transport, TransportResponse } from "../transport/transport.ts";
+import { abandonable } from "../wait.ts";
 import { basicHeader, type Credential } from "./credentials.ts";
 
 export interface TokenRequest {
@@ -91,21 +92,6 @@ function keyOf(request: TokenRequest): string {
     identities.set(request.credential, identity);
   }
   return JSON.stringify([request.registry.origin, request.realm, request.service, request.scopes, identity]);
-}
-
-async function abandonable<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (signal === undefined) return work;
-  signal.throwIfAborted();
-  let onAbort: () => void = () => undefined;
-  const aborted = new Promise<never>((_resolve, reject) => {
-    onAbort = () => reject(signal.reason);
-    signal.addEventListener("abort", onAbort, { once: true });
-  });
-  try {
-    return await Promise.race([work, aborted]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-  }
 }
 
 async function fetchToken(transport: Transport, request: TokenRequest, clock: Clock): Promise<Token> {
