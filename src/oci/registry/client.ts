@@ -122,7 +122,11 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
   }
 
   /** Asks host after host; the error of the one that tells most. With one host alone, or the last, patience is full. */
-  async tryHosts<T>(capability: Capability, ask: (host: HostClient, patience: Patience) => Promise<T>): Promise<T> {
+  async tryHosts<T>(
+    capability: Capability,
+    signal: AbortSignal | undefined,
+    ask: (host: HostClient, patience: Patience) => Promise<T>,
+  ): Promise<T> {
     const errors: unknown[] = [];
     const hosts = this.hostsFor(capability);
     for (const [index, host] of hosts.entries()) {
