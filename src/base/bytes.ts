@@ -136,6 +136,7 @@ export class Writer {
     return this.#length;
   }
 
+  /** Call it before `#view` or `#bytes` is read: it may replace both. */
   #reserve(count: number): number {
     const start = this.#length;
     const wanted = start + count;
@@ -150,28 +151,33 @@ export class Writer {
   }
 
   u8(value: number): this {
-    this.#view.setUint8(this.#reserve(1), value);
+    const at = this.#reserve(1);
+    this.#view.setUint8(at, value);
     return this;
   }
 
   u16(value: number): this {
-    this.#view.setUint16(this.#reserve(2), value, true);
+    const at = this.#reserve(2);
+    this.#view.setUint16(at, value, true);
     return this;
   }
 
   u32(value: number): this {
-    this.#view.setUint32(this.#reserve(4), value, true);
+    const at = this.#reserve(4);
+    this.#view.setUint32(at, value, true);
     return this;
   }
 
   i32(value: number): this {
-    this.#view.setInt32(this.#reserve(4), value, true);
+    const at = this.#reserve(4);
+    this.#view.setInt32(at, value, true);
     return this;
   }
 
   /** Any safe integer, negative ones as two's complement. */
   u64(value: number | bigint): this {
-    this.#view.setBigUint64(this.#reserve(8), BigInt.asUintN(64, BigInt(value)), true);
+    const at = this.#reserve(8);
+    this.#view.setBigUint64(at, BigInt.asUintN(64, BigInt(value)), true);
     return this;
   }
 
