@@ -6,6 +6,12 @@ import type { Digest } from "../base/digest.ts";
 
 /** Demand: a process waits. Pack: a start-up will want it soon. Background: completing the layer. */
 export type Priority = "demand" | "pack" | "background";
+/** The most urgent first. */
+export const PRIORITIES = ["demand", "pack", "background"] as const satisfies readonly Priority[];
+
+export function isMoreUrgent(a: Priority, b: Priority): boolean {
+  return PRIORITIES.indexOf(a) < PRIORITIES.indexOf(b);
+}
 
 export interface StoredRange {
   readonly blob: Digest;

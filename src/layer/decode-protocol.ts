@@ -1,0 +1,37 @@
+/** Messages between decoders.ts and decode.worker.ts. Arrays are shared, so a message costs the same for every size. */
+
+import type { ErrorCode } from "../base/errors.ts";
+import type { Placement } from "../erofs/placement.ts";
+import type { DecodeTable, UnitTable } from "../formats/format.ts";
+import type { RestMap } from "./rest.ts";
+import type { UnitPieces } from "./unit-index.ts";
+
+/** What a worker must know of a layer to decode any of its units. File descriptors are the process's: they stay open until the layer was closed here. */
+export interface DecodeContext {
+  /** LayerId. */
+  readonly layer: number;
+  /** For messages: "layer sha256:…". */
+  readonly what: string;
+  readonly imageFd: number;
+  readonly restFd: number;
+  readonly units: UnitTable;
+  readonly pieces: UnitPieces;
+  readonly placement: Placement;
+  readonly rest: RestMap | null;
+  readonly decode: DecodeTable;
+}
+
+export type ToDecoder =
+  | { readonly t: "open"; readonly context: DecodeContext }
+  | { readonly t: "close"; readonly layer: number }
+  | {
+      readonly t: "decode";
+      readonly job: number;
+      readonly layer: number;
+      readonly unit: number;
+      readonly stored: Uint8Array;
+    };
+
+export type FromDecoder =
+  | { readonly t: "done"; readonly job: number; readonly decodeMs: number; readonly writes: number }
+  | { readonly t: "failed"; readonly job: number; readonly code: ErrorCode; readonly what: string };

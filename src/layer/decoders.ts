@@ -1,0 +1,166 @@
+/**
+ * The pool of decoder threads, shared by all layers: one unit a thread at a time, the most urgent first. A layer is opened once (its arrays are shared with every
+ * thread) and closed when none of its units is under way. A thread that dies is replaced; its unit fails with HS_INTERNAL.
+ */
+
+import { availableParallelism } from "node:os";
+import { Worker } from "node:worker_threads";
+import { HeadstartError } from "../base/errors.ts";
+import { publish } from "../base/events.ts";
+import type { DecodeContext, FromDecoder, ToDecoder } from "./decode-protocol.ts";
+import { PRIORITIES, type Priority } from "./interfaces.ts";
+
+export interface DecodedUnit {
+  readonly decodeMs: number;
+  readonly writes: number;
+}
+
+interface Job {
+  readonly id: number;
+  readonly layer: number;
+  readonly unit: number;
+  readonly stored: Uint8Array;
+  priority: Priority;
+  readonly resolve: (unit: DecodedUnit) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+interface Thread {
+  readonly worker: Worker;
+  job: Job | null;
+}
+
+export class Decoders implements AsyncDisposable {
+  readonly #size: number;
+  readonly #entry: URL;
+  readonly #threads: Thread[] = [];
+  readonly #waiting: Job[] = [];
+  readonly #contexts = new Map<number, DecodeContext>();
+  /** Closers that wait for the layer's last job. */
+  readonly #closing = new Map<number, () => void>();
+  #nextJob = 1;
+  #closed = false;
+
+  /** Threads start with the first job. `entry` is for tests, which bring codecs of their own. */
+  constructor(options: { threads?: number; entry?: URL } = {}) {
+    this.#size = Math.max(1, options.threads ?? availableParallelism());
+    this.#entry = options.entry ?? new URL("./decode.worker.ts", import.meta.url);
+  }
+
+  get waiting(): number {
+    return this.#waiting.length;
+  }
+
+  open(context: DecodeContext): void {
+    this.#contexts.set(context.layer, context);
+    for (const thread of this.#threads) send(thread, { t: "open", context });
+  }
+
+  /** Afterwards no thread uses the layer's descriptors. */
+  async close(layer: number): Promise<void> {
+    if (!this.#contexts.delete(layer)) return;
+    for (let index = this.#waiting.length - 1; index >= 0; index--) {
+      const job = this.#waiting[index]!;
+      if (job.layer !== layer) continue;
+      this.#waiting.splice(index, 1);
+      job.reject(new HeadstartError("HS_CANCELED", { what: `layer ${layer} was closed` }));
+    }
+    if (this.#threads.some((thread) => thread.job?.layer === layer)) {
+      await new Promise<void>((resolve) => this.#closing.set(layer, resolve));
+    }
+    for (const thread of this.#threads) send(thread, { t: "close", layer });
+  }
+
+  /**
+   * Verifies, decodes and writes one unit. Throws HS_UNIT_DIGEST (other bytes may help), HS_UNIT_DECODE and HS_INDEX_MISMATCH (the index is wrong),
+   * HS_DISK_FULL, HS_CANCELED when the layer is closed first.
+   */
+  decode(options: { layer: number; unit: number; stored: Uint8Array; priority: Priority }): Promise<DecodedUnit> {
+    if (this.#closed || !this.#contexts.has(options.layer))
+      return Promise.reject(new HeadstartError("HS_CANCELED", { what: `layer ${options.layer} is closed` }));
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ id: this.#nextJob++, ...options, resolve, reject });
+      this.#dispatch();
+    });
+  }
+
+  promote(layer: number, unit: number, priority: Priority): void {
+    for (const job of this.#waiting) if (job.layer === layer && job.unit === unit) job.priority = priority;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closed = true;
+    await Promise.all([...this.#contexts.keys()].map((layer) => this.close(layer)));
+    await Promise.all(this.#threads.map((thread) => thread.worker.terminate()));
+    this.#threads.length = 0;
+  }
+
+  #dispatch(): void {
+    while (this.#waiting.length > 0) {
+      let thread = this.#threads.find((candidate) => candidate.job === null);
+      if (thread === undefined) {
+        if (this.#threads.length >= this.#size) return;
+        thread = this.#startThread();
+      }
+      const job = this.#waiting.splice(mostUrgent(this.#waiting), 1)[0]!;
+      thread.job = job;
+      thread.worker.ref();
+      send(thread, { t: "decode", job: job.id, layer: job.layer, unit: job.unit, stored: job.stored });
+    }
+  }
+
+  #startThread(): Thread {
+    const worker = new Worker(this.#entry, { name: "headstart-decoder" });
+    // an idle pool shall not keep a process alive
+    worker.unref();
+    const thread: Thread = { worker, job: null };
+    this.#threads.push(thread);
+    for (const context of this.#contexts.values()) send(thread, { t: "open", context });
+    worker.on("message", (message: FromDecoder) => this.#finish(thread, message));
+    worker.on("error", (cause) => this.#lose(thread, cause));
+    worker.on("exit", () => this.#lose(thread, undefined));
+    return thread;
+  }
+
+  #finish(thread: Thread, message: FromDecoder): void {
+    const job = thread.job;
+    if (job === null || job.id !== message.job) return;
+    this.#free(thread, job);
+    if (message.t === "done") job.resolve({ decodeMs: message.decodeMs, writes: message.writes });
+    else job.reject(new HeadstartError(message.code, { what: message.what }));
+    this.#dispatch();
+  }
+
+  #lose(thread: Thread, cause: unknown): void {
+    const index = this.#threads.indexOf(thread);
+    if (index < 0 || this.#closed) return;
+    this.#threads.splice(index, 1);
+    const job = thread.job;
+    publish("layer:decoder-lost", { unit: job?.unit, layer: job?.layer, cause });
+    if (job === null) return;
+    this.#free(thread, job);
+    job.reject(new HeadstartError("HS_INTERNAL", { what: `the thread that decoded unit ${job.unit} died`, cause }));
+    this.#dispatch();
+  }
+
+  #free(thread: Thread, job: Job): void {
+    thread.job = null;
+    thread.worker.unref();
+    if (this.#threads.some((other) => other.job?.layer === job.layer)) return;
+    this.#closing.get(job.layer)?.();
+    this.#closing.delete(job.layer);
+  }
+}
+
+function send(thread: Thread, message: ToDecoder): void {
+  thread.worker.postMessage(message);
+}
+
+/** The first of the highest priority. */
+function mostUrgent(jobs: readonly Job[]): number {
+  let best = 0;
+  for (let index = 1; index < jobs.length; index++) {
+    if (PRIORITIES.indexOf(jobs[index]!.priority) < PRIORITIES.indexOf(jobs[best]!.priority)) best = index;
+  }
+  return best;
+}

@@ -1,0 +1,240 @@
+/**
+ * Filling the holes of one lazy layer: file range -> units -> fetch -> decode -> bits. The heart of `ensure`.
+ *
+ *   a unit:  hole ──> under way (one flight, whoever waits joins) ──> filled
+ *              ^            │ wrong bytes: fetched again, `ATTEMPTS` times in all, each time from another source
+ *              └────────────┘ network error, wrong bytes every time, full disk: the waiters get the error, the unit stays a hole, the next access tries again
+ *                           └──> refused: the index is wrong about it; every later access fails at once
+ *
+ * Invariants: a unit is fetched and decoded once however many wait; bytes are on disk before its bit is set; a unit that failed has no bit.
+ * A flight that nobody waits for any more is aborted while it is still fetching.
+ */
+
+import type { Bitmap } from "../base/bitmap.ts";
+import { HeadstartError, isHeadstartError } from "../base/errors.ts";
+import { publish } from "../base/events.ts";
+import type { Range } from "../base/ranges.ts";
+import { BLOCK_SIZE } from "../erofs/placement.ts";
+import type { UnitTable } from "../formats/format.ts";
+import type { Decoders } from "./decoders.ts";
+import type { FillState } from "./fill-state.ts";
+import { isMoreUrgent, type Priority, type StoredRange, type UnitFetcher } from "./interfaces.ts";
+import type { UnitLog } from "./unit-log.ts";
+
+/** How often a unit whose bytes are wrong is fetched before its readers get an error. */
+const ATTEMPTS = 3;
+/** What a process may wait for one read. Longer than every retry of the transport, shorter than people's patience with a D state. */
+const DEADLINE_MS = 120_000;
+
+export interface FillOptions {
+  readonly priority: Priority;
+  readonly signal?: AbortSignal | undefined;
+}
+
+interface Flight {
+  readonly unit: number;
+  priority: Priority;
+  waiters: number;
+  /** While it is, it can be aborted; a decode is soon done and is not. */
+  fetching: boolean;
+  readonly abort: AbortController;
+  promise: Promise<void>;
+}
+
+export interface FillerParts {
+  readonly layer: number;
+  readonly what: string;
+  readonly table: UnitTable;
+  readonly state: FillState;
+  readonly log: UnitLog;
+  readonly fetcher: UnitFetcher;
+  readonly decoders: Decoders;
+  /** The index does not tell the truth about a unit. Called once. */
+  readonly onIndexFailure: (error: HeadstartError) => void;
+  readonly deadlineMs?: number | undefined;
+}
+
+export class Filler {
+  readonly #parts: FillerParts;
+  readonly #flights = new Map<number, Flight>();
+  /** Units about which the index is wrong. */
+  readonly #refused = new Map<number, HeadstartError>();
+  #closed = false;
+
+  constructor(parts: FillerParts) {
+    this.#parts = parts;
+  }
+
+  get state(): FillState {
+    return this.#parts.state;
+  }
+
+  get table(): UnitTable {
+    return this.#parts.table;
+  }
+
+  get fillMap(): Bitmap {
+    return this.#parts.state.fillMap;
+  }
+
+  get refusedUnits(): number {
+    return this.#refused.size;
+  }
+
+  /**
+   * Resolves when all blocks of the file range can be read. Throws HS_UNIT_DIGEST, HS_UNIT_DECODE, HS_INDEX_MISMATCH, HS_REGISTRY_*, HS_DISK_FULL, HS_FILL_TIMEOUT, or the
+   * signal's reason.
+   */
+  async ensure(range: Range, options: FillOptions): Promise<void> {
+    const { state, what } = this.#parts;
+    const first = Math.max(0, Math.floor(range.start / BLOCK_SIZE));
+    const last = Math.min(state.fillMap.length, Math.ceil(range.end / BLOCK_SIZE));
+    if (last <= first || state.fillMap.hasAll(first, last)) return;
+    const { signal } = options;
+    signal?.throwIfAborted();
+    const startedMs = performance.now();
+    const giveUp = new AbortController();
+    const onAbort = () => giveUp.abort(signal!.reason);
+    signal?.addEventListener("abort", onAbort, { once: true });
+    const deadlineMs = this.#parts.deadlineMs ?? DEADLINE_MS;
+    const timer = setTimeout(() => {
+      const message = `bytes ${range.start}-${range.end} of ${what}: nothing came within ${deadlineMs / 1000} s`;
+      giveUp.abort(new HeadstartError("HS_FILL_TIMEOUT", { what: message }));
+    }, deadlineMs);
+    const units = state.unitsFor(first * BLOCK_SIZE, last * BLOCK_SIZE);
+    try {
+      await Promise.all(
+        units.map((unit) => this.fillUnit(unit, { priority: options.priority, signal: giveUp.signal })),
+      );
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+      // after an error: leave the other units, others may still wait for them
+      giveUp.abort(new HeadstartError("HS_CANCELED", { what: `another unit of the range failed` }));
+    }
+    if (!state.fillMap.hasAll(first, last)) {
+      throw new HeadstartError("HS_INTERNAL", {
+        what: `${what}: blocks ${first}-${last} stay unfilled with all their units`,
+      });
+    }
+    publish("layer:fault", {
+      layer: this.#parts.layer,
+      start: range.start,
+      end: range.end,
+      units: units.length,
+      priority: options.priority,
+      waitMs: performance.now() - startedMs,
+    });
+  }
+
+  /** Resolves when `unit` is filled. Throws as `ensure`. */
+  fillUnit(unit: number, options: FillOptions): Promise<void> {
+    const { signal, priority } = options;
+    if (this.#parts.state.units.has(unit)) return Promise.resolve();
+    const refused = this.#refused.get(unit);
+    if (refused !== undefined) return Promise.reject(refused);
+    if (this.#closed)
+      return Promise.reject(new HeadstartError("HS_CANCELED", { what: `${this.#parts.what} was closed` }));
+    if (signal?.aborted) return Promise.reject(signal.reason);
+    let flight = this.#flights.get(unit);
+    if (flight === undefined) {
+      flight = { unit, priority, waiters: 0, fetching: true, abort: new AbortController(), promise: Promise.resolve() };
+      this.#flights.set(unit, flight);
+      flight.promise = this.#fly(flight);
+    } else if (isMoreUrgent(priority, flight.priority)) {
+      flight.priority = priority;
+      this.#parts.fetcher.promote(this.#storedRange(unit), priority);
+      this.#parts.decoders.promote(this.#parts.layer, unit, priority);
+    }
+    return this.#wait(flight, signal);
+  }
+
+  /** Aborts what is under way and waits for what cannot be aborted; then no thread writes to the layer. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    const flights = [...this.#flights.values()];
+    for (const flight of flights) {
+      flight.abort.abort(new HeadstartError("HS_CANCELED", { what: `${this.#parts.what} was closed` }));
+    }
+    await this.#parts.decoders.close(this.#parts.layer);
+    await Promise.allSettled(flights.map((flight) => flight.promise));
+    this.#parts.log.close();
+  }
+
+  async #wait(flight: Flight, signal: AbortSignal | undefined): Promise<void> {
+    flight.waiters++;
+    let onAbort: (() => void) | undefined;
+    try {
+      if (signal === undefined) return await flight.promise;
+      await Promise.race([
+        flight.promise,
+        new Promise<never>((_, reject) => {
+          onAbort = () => reject(signal.reason);
+          signal.addEventListener("abort", onAbort, { once: true });
+        }),
+      ]);
+    } finally {
+      if (onAbort !== undefined) signal?.removeEventListener("abort", onAbort);
+      flight.waiters--;
+      // (a flight that has ended is not in the map any more)
+      if (flight.waiters === 0 && flight.fetching && this.#flights.get(flight.unit) === flight) {
+        // whoever comes now begins anew rather than joining what is being aborted
+        this.#flights.delete(flight.unit);
+        flight.abort.abort(
+          new HeadstartError("HS_CANCELED", { what: `nobody waits for unit ${flight.unit} any more` }),
+        );
+      }
+    }
+  }
+
+  async #fly(flight: Flight): Promise<void> {
+    const { unit } = flight;
+    const { state, log, layer, table } = this.#parts;
+    try {
+      await this.#fetchAndDecode(flight);
+      if (this.#closed) throw new HeadstartError("HS_CANCELED", { what: `${this.#parts.what} was closed` });
+      state.markUnit(unit);
+      log.persist(state.units, unit);
+      publish("layer:unit", { layer, unit, priority: flight.priority, bytes: table.unitDecodedLength[unit] });
+    } catch (error) {
+      if (isHeadstartError(error, "HS_UNIT_DECODE", "HS_INDEX_MISMATCH")) this.#refuse(unit, error);
+      throw error;
+    } finally {
+      if (this.#flights.get(unit) === flight) this.#flights.delete(unit);
+    }
+  }
+
+  async #fetchAndDecode(flight: Flight): Promise<void> {
+    const { layer, fetcher, decoders } = this.#parts;
+    const { unit } = flight;
+    for (let attempt = 0; ; attempt++) {
+      flight.fetching = true;
+      const stored = await fetcher.fetch(this.#storedRange(unit), {
+        priority: flight.priority,
+        attempt,
+        signal: flight.abort.signal,
+      });
+      flight.fetching = false;
+      try {
+        await decoders.decode({ layer, unit, stored, priority: flight.priority });
+        return;
+      } catch (error) {
+        if (!isHeadstartError(error, "HS_UNIT_DIGEST")) throw error;
+        publish("layer:unit-bad", { layer, unit, attempt, error });
+        if (attempt + 1 >= ATTEMPTS) throw error;
+      }
+    }
+  }
+
+  #refuse(unit: number, error: HeadstartError): void {
+    this.#refused.set(unit, error);
+    publish("layer:index-failure", { layer: this.#parts.layer, unit, error });
+    if (this.#refused.size === 1) this.#parts.onIndexFailure(error);
+  }
+
+  #storedRange(unit: number): StoredRange {
+    const { table } = this.#parts;
+    const blob = table.blobs[table.unitBlob[unit]!]!;
+    return { blob: blob.digest, blobSize: blob.size, start: table.unitStart[unit]!, end: table.unitEnd[unit]! };
+  }
+}

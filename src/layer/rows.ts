@@ -1,0 +1,188 @@
+/**
+ * The table of layers, `layers.db`: all SQL of this module. A row's id names the layer's directory, its FUSE node and its mount, and is never used again.
+ * Layers with the same key are the same layer, whatever image wants them; a broken one keeps its id but gives its key free.
+ */
+
+import { DatabaseSync, type StatementSync } from "node:sqlite";
+import type { Digest } from "../base/digest.ts";
+import { type ErrorCode, HeadstartError } from "../base/errors.ts";
+import type { LayerIdentity, LayerRole } from "../formats/format.ts";
+import { LAYER_STATES, type LayerState, type LayerStateName } from "./state.ts";
+
+/** Where a layer can be fetched again, without secrets. Opaque here, but for being JSON. */
+export type LayerSource = { readonly [field: string]: unknown };
+
+export interface LayerKey {
+  readonly identity: LayerIdentity;
+  readonly role: LayerRole;
+  /** Name of the format's adapter; "eager" when the whole blob is pulled. */
+  readonly format: string;
+  /** Digest of the table (zTOC, TOC, bootstrap); null for "eager". */
+  readonly indexDigest: Digest | null;
+}
+
+export interface LayerRow extends LayerKey {
+  readonly id: number;
+  readonly state: LayerState;
+  readonly source: LayerSource;
+  /** Bytes of the layer file, and inodes; 0 before it exists. */
+  readonly imageSize: number;
+  readonly inodeCount: number;
+  /** Bytes of the uncompressed stream. */
+  readonly streamLength: number;
+  readonly createdMs: number;
+}
+
+/** One version after the other; never changed once released. */
+const MIGRATIONS = [
+  `CREATE TABLE layers (
+     id INTEGER PRIMARY KEY AUTOINCREMENT,
+     key TEXT NOT NULL,
+     state TEXT NOT NULL,
+     code TEXT,
+     reason TEXT,
+     digest TEXT NOT NULL,
+     size INTEGER NOT NULL,
+     media_type TEXT NOT NULL,
+     diff_id TEXT NOT NULL,
+     role TEXT NOT NULL,
+     format TEXT NOT NULL,
+     index_digest TEXT,
+     source TEXT NOT NULL,
+     image_size INTEGER NOT NULL DEFAULT 0,
+     inode_count INTEGER NOT NULL DEFAULT 0,
+     stream_length INTEGER NOT NULL DEFAULT 0,
+     created_ms INTEGER NOT NULL
+   ) STRICT;
+   CREATE UNIQUE INDEX layers_by_key ON layers (key) WHERE state <> 'broken';`,
+] as const;
+
+type SqlRow = Record<string, string | number | null>;
+
+export class LayerRows implements Disposable {
+  readonly #db: DatabaseSync;
+  readonly #insert: StatementSync;
+  readonly #byKey: StatementSync;
+  readonly #byId: StatementSync;
+  readonly #all: StatementSync;
+  readonly #setState: StatementSync;
+  readonly #setFacts: StatementSync;
+  readonly #delete: StatementSync;
+
+  /** Throws HS_FORMAT_UNSUPPORTED for a database of a newer program. */
+  constructor(path: string) {
+    this.#db = new DatabaseSync(path);
+    this.#db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000;");
+    const version = this.#db.prepare("PRAGMA user_version").get()?.user_version as number;
+    if (version > MIGRATIONS.length) {
+      this.#db.close();
+      throw new HeadstartError("HS_FORMAT_UNSUPPORTED", {
+        what: `${path} has version ${version}, of a newer headstart`,
+      });
+    }
+    for (let next = version; next < MIGRATIONS.length; next++) {
+      this.#db.exec(`BEGIN; ${MIGRATIONS[next]} PRAGMA user_version = ${next + 1}; COMMIT;`);
+    }
+    this.#insert = this.#db.prepare(
+      `INSERT INTO layers (key, state, digest, size, media_type, diff_id, role, format, index_digest, source, created_ms)
+       VALUES (?, 'opening', ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+    );
+    this.#byKey = this.#db.prepare("SELECT * FROM layers WHERE key = ? AND state <> 'broken'");
+    this.#byId = this.#db.prepare("SELECT * FROM layers WHERE id = ?");
+    this.#all = this.#db.prepare("SELECT * FROM layers ORDER BY id");
+    this.#setState = this.#db.prepare("UPDATE layers SET state = ?, code = ?, reason = ? WHERE id = ?");
+    this.#setFacts = this.#db.prepare(
+      "UPDATE layers SET image_size = ?, inode_count = ?, stream_length = ? WHERE id = ?",
+    );
+    this.#delete = this.#db.prepare("DELETE FROM layers WHERE id = ?");
+  }
+
+  /** A new row in state "opening". */
+  insert(key: LayerKey, source: LayerSource, createdMs: number): LayerRow {
+    const { identity } = key;
+    const result = this.#insert.run(
+      keyText(key),
+      identity.digest,
+      identity.size,
+      identity.mediaType,
+      identity.diffID,
+      key.role,
+      key.format,
+      key.indexDigest,
+      JSON.stringify(source),
+      createdMs,
+    );
+    return this.get(Number(result.lastInsertRowid))!;
+  }
+
+  /** The layer of that key that is not broken. */
+  find(key: LayerKey): LayerRow | null {
+    return readRow(this.#byKey.get(keyText(key)) as SqlRow | undefined);
+  }
+
+  get(id: number): LayerRow | null {
+    return readRow(this.#byId.get(id) as SqlRow | undefined);
+  }
+
+  all(): LayerRow[] {
+    return (this.#all.all() as SqlRow[]).map((row) => readRow(row)!);
+  }
+
+  setState(id: number, state: LayerState): void {
+    const [code, reason] = state.t === "broken" ? [state.code, state.reason] : [null, null];
+    this.#setState.run(state.t, code, reason, id);
+  }
+
+  setFacts(id: number, facts: { imageSize: number; inodeCount: number; streamLength: number }): void {
+    this.#setFacts.run(facts.imageSize, facts.inodeCount, facts.streamLength, id);
+  }
+
+  delete(id: number): void {
+    this.#delete.run(id);
+  }
+
+  /** What is committed before this survives a power loss. */
+  sync(): void {
+    this.#db.exec("PRAGMA wal_checkpoint(FULL)");
+  }
+
+  [Symbol.dispose](): void {
+    this.#db.close();
+  }
+}
+
+/** Equal keys mean equal layer files. */
+export function keyText(key: LayerKey): string {
+  const { identity } = key;
+  return [identity.digest, identity.diffID, key.role, key.format, key.indexDigest ?? "-"].join(" ");
+}
+
+function readRow(row: SqlRow | undefined): LayerRow | null {
+  if (row === undefined) return null;
+  return {
+    id: row.id as number,
+    state: readState(row),
+    identity: {
+      digest: row.digest as Digest,
+      size: row.size as number,
+      mediaType: row.media_type as string,
+      diffID: row.diff_id as Digest,
+    },
+    role: row.role as LayerRole,
+    format: row.format as string,
+    indexDigest: row.index_digest as Digest | null,
+    source: JSON.parse(row.source as string) as LayerSource,
+    imageSize: row.image_size as number,
+    inodeCount: row.inode_count as number,
+    streamLength: row.stream_length as number,
+    createdMs: row.created_ms as number,
+  };
+}
+
+function readState(row: SqlRow): LayerState {
+  const name = LAYER_STATES.find((known) => known === row.state);
+  if (name === undefined)
+    throw new HeadstartError("HS_MALFORMED", { what: `layer ${row.id} is in state ${row.state}` });
+  if (name !== "broken") return { t: name satisfies LayerStateName };
+  return { t: name, code: row.code as ErrorCode, reason: row.reason as string };
+}

@@ -1,0 +1,476 @@
+/**
+ * `LayerStore`: all layers of one root directory. Makes them, finds them, opens them again after a restart, removes them.
+ *
+ *   <root>/layers.db                rows (rows.ts)
+ *   <root>/layers/<id>/image        the layer file: sparse EROFS, mode 0400 once sealed
+ *                      units        which units are filled (unit-log.ts): the truth about the holes
+ *                      placement    where data lie in the image (placement-file.ts): the mounted metadata fixed it
+ *                      index        the format's table as it was fetched (a zTOC); its digest is checked at every opening
+ *                      rest         stream bytes that belong to no file (rest.ts)
+ *                      tree         the FileTree (tree-file.ts)
+ *   A sealed layer has `image` and `tree` only.
+ *
+ * Orders that crashes cannot break: files, then the row's state; on removal the row, then the files. What is not sealed is believed only within one boot: after another one an
+ * unsealed lazy layer keeps its index and begins with holes only, an eager one is pulled again.
+ */
+
+import { createHash } from "node:crypto";
+import {
+  closeSync,
+  constants,
+  existsSync,
+  fchmodSync,
+  fsyncSync,
+  ftruncateSync,
+  openSync,
+  readdirSync,
+  statSync,
+} from "node:fs";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Bitmap } from "../base/bitmap.ts";
+import { type Clock, systemClock } from "../base/clock.ts";
+import { type Digest, sha256, verifyDigest } from "../base/digest.ts";
+import { describeError, type ErrorCode, HeadstartError, kindOf } from "../base/errors.ts";
+import { publish } from "../base/events.ts";
+import { failpoint } from "../base/failpoint.ts";
+import { fsyncDirectory, makePrivateDirectory, writeFully } from "../base/files.ts";
+import { Flights } from "../base/limit.ts";
+import { MiB } from "../base/limits.ts";
+import type { FileTree } from "../erofs/file-tree.ts";
+import { BLOCK_SIZE } from "../erofs/placement.ts";
+import { layoutLazy } from "../erofs/write.ts";
+import type { LayerIdentity, LayerRole, LazyLayer } from "../formats/format.ts";
+import { ByteBudget } from "./byte-budget.ts";
+import { Decoders } from "./decoders.ts";
+import { FillState } from "./fill-state.ts";
+import { Filler } from "./filler.ts";
+import type { UnitFetcher } from "./interfaces.ts";
+import { type LayerContent, type LayerHost, LayerImage } from "./layer-image.ts";
+import { readPlacement, type StoredPlacement, writePlacement } from "./placement-file.ts";
+import { makeRestMap } from "./rest.ts";
+import { keyText, type LayerKey, type LayerRow, LayerRows, type LayerSource } from "./rows.ts";
+import type { LayerState } from "./state.ts";
+import { readTree, writeTree } from "./tree-file.ts";
+import { checkUnits, groupPieces } from "./unit-index.ts";
+import { UnitLog } from "./unit-log.ts";
+
+/** Makes of a table's bytes what the adapter made of them the first time. */
+export type OpenLazy = (
+  format: string,
+  input: { identity: LayerIdentity; role: LayerRole; table: Uint8Array },
+) => LazyLayer | Promise<LazyLayer>;
+
+export interface LayerStoreOptions {
+  readonly fetcher: UnitFetcher;
+  readonly openLazy: OpenLazy;
+  readonly decoders?: Decoders;
+  readonly clock?: Clock;
+  /** What the kernel says in /proc/sys/kernel/random/boot_id. */
+  readonly bootId: string;
+  /** Stored bytes that all background fills together may have in memory. */
+  readonly backgroundBytes?: number;
+  /** What a demand waits at most. */
+  readonly deadlineMs?: number;
+  /** A layer's index turned out wrong: the owner may want an eager layer in its place. */
+  readonly onIndexFailure?: (layer: LayerImage, error: HeadstartError) => void;
+}
+
+/** A row as `headstart status` shows it. */
+export interface LayerStatus extends LayerRow {
+  /** Bytes that the layer's files take on disk. */
+  readonly diskBytes: number;
+  /** Null while the layer is not open. */
+  readonly fill: {
+    readonly unitsFilled: number;
+    readonly unitsTotal: number;
+    readonly bytesFilled: number;
+    readonly bytesTotal: number;
+  } | null;
+}
+
+export class LayerStore implements AsyncDisposable {
+  readonly root: string;
+  readonly #options: LayerStoreOptions;
+  readonly #rows: LayerRows;
+  readonly #decoders: Decoders;
+  readonly #open = new Map<number, LayerImage>();
+  readonly #opening = new Flights<number, LayerImage>();
+  readonly #creating = new Flights<string, LayerImage>();
+  readonly #host: LayerHost;
+
+  private constructor(root: string, options: LayerStoreOptions, rows: LayerRows) {
+    this.root = root;
+    this.#options = options;
+    this.#rows = rows;
+    this.#decoders = options.decoders ?? new Decoders();
+    this.#host = {
+      clock: options.clock ?? systemClock,
+      budget: new ByteBudget(options.backgroundBytes ?? 64 * MiB),
+      save: (layer, state) => this.#save(layer, state),
+      dropHelpers: (layer) => this.#dropHelpers(layer),
+      readTree: (layer) => this.#readTree(layer),
+      onIndexFailure: (layer, error) => this.#options.onIndexFailure?.(layer, error),
+      forget: (layer) => this.#open.delete(layer.id),
+    };
+  }
+
+  /** Opens the store and repairs what a crash left. Opens no layer: that happens when one is wanted. */
+  static async open(root: string, options: LayerStoreOptions): Promise<LayerStore> {
+    makePrivateDirectory(join(root, "layers"));
+    const rows = new LayerRows(join(root, "layers.db"));
+    const store = new LayerStore(root, options, rows);
+    try {
+      await store.#reconcile();
+    } catch (error) {
+      rows[Symbol.dispose]();
+      throw error;
+    }
+    return store;
+  }
+
+  /** The row of that key that is not broken. */
+  find(key: LayerKey): LayerRow | null {
+    return this.#rows.find(key);
+  }
+
+  row(id: number): LayerRow | null {
+    return this.#rows.get(id);
+  }
+
+  /** Gives a layer its id before its tables are there. Returns the row of that key if there is one. */
+  declare(key: LayerKey, source: LayerSource): LayerRow {
+    return this.#rows.find(key) ?? this.#rows.insert(key, source, this.#host.clock.now());
+  }
+
+  /**
+   * Makes a lazy layer of what its adapter read, or returns the one that is there. `indexBytes` are the verified bytes of the table whose digest
+   * `indexDigest` is. Nothing is fetched. Throws HS_INDEX_INVALID, HS_EROFS_LIMIT, HS_LIMIT, HS_DISK_FULL; then nothing is left of it but a declared row.
+   */
+  async createLazy(options: {
+    identity: LayerIdentity;
+    role: LayerRole;
+    format: string;
+    lazy: LazyLayer;
+    indexBytes: Uint8Array;
+    indexDigest?: Digest;
+    source: LayerSource;
+  }): Promise<LayerImage> {
+    const indexDigest = options.indexDigest ?? sha256(options.indexBytes);
+    const key = { identity: options.identity, role: options.role, format: options.format, indexDigest };
+    return await this.#creating.join(keyText(key), async () => {
+      const row = this.declare(key, options.source);
+      if (row.state.t !== "opening") return await this.get(row.id);
+      try {
+        return await this.#makeLazy(row, options.lazy, options.indexBytes);
+      } catch (error) {
+        await rm(this.#directory(row.id), { recursive: true, force: true });
+        throw isFull(error) ? diskFull(`layer ${row.identity.digest}`, error) : error;
+      }
+    });
+  }
+
+  /** The open layer. Throws HS_NOT_FOUND, HS_LAYER_BROKEN when its files cannot be used, HS_LAYER_STATE when it has none yet. */
+  async get(id: number): Promise<LayerImage> {
+    const open = this.#open.get(id);
+    if (open !== undefined) return open;
+    return await this.#opening.join(id, () => this.#reopen(id));
+  }
+
+  /** The layer if it is open now. */
+  opened(id: number): LayerImage | null {
+    return this.#open.get(id) ?? null;
+  }
+
+  /** Closes the layer and frees its disk space. The caller has unmounted it. Idempotent. */
+  async remove(id: number): Promise<void> {
+    await this.#open.get(id)?.close();
+    this.#rows.delete(id);
+    failpoint("layer:remove");
+    await rm(this.#directory(id), { recursive: true, force: true });
+    publish("layer:removed", { layer: id });
+  }
+
+  /** Every layer, also broken ones. */
+  list(): LayerStatus[] {
+    return this.#rows.all().map((row) => ({
+      ...row,
+      diskBytes: this.diskBytes(row.id),
+      fill: this.#open.get(row.id)?.statistics() ?? null,
+    }));
+  }
+
+  /** Bytes that the layer's files take on disk now. */
+  diskBytes(id: number): number {
+    const directory = this.#directory(id);
+    if (!existsSync(directory)) return 0;
+    return readdirSync(directory).reduce((sum, name) => sum + statSync(join(directory, name)).blocks * 512, 0);
+  }
+
+  /** Closes all layers. Filled units stay filled. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([...this.#open.values()].map((layer) => layer.close()));
+    if (this.#options.decoders === undefined) await this.#decoders[Symbol.asyncDispose]();
+    this.#rows[Symbol.dispose]();
+  }
+
+  #directory(id: number): string {
+    return join(this.root, "layers", String(id));
+  }
+
+  #file(id: number, name: "image" | "units" | "placement" | "index" | "rest" | "tree"): string {
+    return join(this.#directory(id), name);
+  }
+
+  async #makeLazy(row: LayerRow, lazy: LazyLayer, indexBytes: Uint8Array): Promise<LayerImage> {
+    await rm(this.#directory(row.id), { recursive: true, force: true });
+    await mkdir(this.#directory(row.id), { mode: 0o700 });
+    await writeFile(this.#file(row.id, "index"), indexBytes, { mode: 0o600 });
+    await writeTree(this.#file(row.id, "tree"), lazy.tree);
+    const stored = await this.#writeImage(row, lazy);
+    const layer = this.#assemble(row, lazy, stored, null);
+    this.#rows.setFacts(row.id, {
+      imageSize: stored.imageSize,
+      inodeCount: lazy.tree.inodeCount,
+      streamLength: lazy.streamLength,
+    });
+    layer.become({ t: "lazy" });
+    this.#open.set(row.id, layer);
+    return layer;
+  }
+
+  /** A new layer file with metadata and holes, and its placement. Nothing may have it mounted. */
+  async #writeImage(row: LayerRow, lazy: LazyLayer): Promise<StoredPlacement> {
+    const layout = layoutLazy(lazy.tree, { uuid: layerUuid(row) });
+    checkUnits(lazy.units, layout.placement, lazy.streamLength);
+    const stored = { placement: layout.placement, imageSize: layout.size };
+    const image = openSync(
+      this.#file(row.id, "image"),
+      constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC,
+      0o600,
+    );
+    try {
+      ftruncateSync(image, layout.size);
+      for (const part of layout.parts) writeFully(image, part.bytes, part.offset);
+    } finally {
+      closeSync(image);
+    }
+    await writePlacement(this.#file(row.id, "placement"), stored);
+    await writeFile(this.#file(row.id, "rest"), "", { mode: 0o600 });
+    return stored;
+  }
+
+  /** `filled`: bitmap of the unit log to go on with; null begins a new one. */
+  #assemble(
+    row: LayerRow,
+    lazy: LazyLayer,
+    stored: StoredPlacement,
+    filled: { log: UnitLog; filled: Uint8Array } | null,
+  ): LayerImage {
+    const { placement, imageSize } = stored;
+    const what = `layer ${row.identity.digest}`;
+    const pieces = groupPieces(lazy.units);
+    const rest = makeRestMap(placement, lazy.streamLength);
+    const headers = lazy.streamLength > 0;
+    const state = new FillState({ table: lazy.units, pieces, placement, imageSize, headers });
+    if (filled !== null) {
+      const bitmap = new Bitmap(lazy.units.unitCount);
+      bitmap.bytes.set(filled.filled);
+      const count = lazy.units.unitCount;
+      for (let unit = bitmap.nextSet(0, count); unit < count; unit = bitmap.nextSet(unit + 1, count))
+        state.markUnit(unit);
+    }
+    const log = filled?.log ?? UnitLog.create(this.#file(row.id, "units"), lazy.units.unitCount, this.#options.bootId);
+    const fd = openSync(this.#file(row.id, "image"), constants.O_RDWR);
+    const restFd = openSync(this.#file(row.id, "rest"), constants.O_RDWR);
+    this.#decoders.open({
+      layer: row.id,
+      what,
+      imageFd: fd,
+      restFd,
+      units: lazy.units,
+      pieces,
+      placement,
+      rest: rest.gapCount > 0 ? rest : null,
+      decode: lazy.decode,
+    });
+    const filler = new Filler({
+      layer: row.id,
+      what,
+      table: lazy.units,
+      state,
+      log,
+      fetcher: this.#options.fetcher,
+      decoders: this.#decoders,
+      deadlineMs: this.#options.deadlineMs,
+      onIndexFailure: (error) => {
+        if (layer.state.t !== "broken")
+          layer.become({ t: "broken", code: error.code, reason: `the index is wrong: ${describeError(error)}` });
+        this.#host.onIndexFailure(layer, error);
+      },
+    });
+    const content: LayerContent = {
+      fd,
+      size: imageSize,
+      fillMap: state.fillMap,
+      lazy: { filler, restFd, placement, rest, streamLength: lazy.streamLength, prefetchUnits: lazy.prefetchUnits },
+    };
+    const layer = this.#image(row, content);
+    return layer;
+  }
+
+  #image(row: LayerRow, content: LayerContent | null): LayerImage {
+    return new LayerImage({
+      id: row.id,
+      path: this.#file(row.id, "image"),
+      identity: row.identity,
+      role: row.role,
+      format: row.format,
+      state: row.state,
+      content,
+      host: this.#host,
+    });
+  }
+
+  async #reopen(id: number): Promise<LayerImage> {
+    const row = this.#rows.get(id);
+    if (row === null) throw new HeadstartError("HS_NOT_FOUND", { what: `layer ${id}` });
+    let layer: LayerImage;
+    switch (row.state.t) {
+      case "sealed":
+        layer = this.#openSealed(row);
+        break;
+      case "lazy":
+      case "filling":
+      case "verifying":
+        layer = await this.#openLazy(row);
+        break;
+      case "broken":
+        // one whose index or whole is wrong may be mounted: what can be verified by unit goes on being served
+        if (!SERVED_WHEN_BROKEN.includes(row.state.code) || !existsSync(this.#file(id, "units")))
+          throw new HeadstartError("HS_LAYER_BROKEN", { what: `layer ${row.identity.digest}: ${row.state.reason}` });
+        layer = await this.#openLazy(row);
+        break;
+      case "opening":
+      case "pulling":
+        throw new HeadstartError("HS_LAYER_STATE", {
+          what: `layer ${row.identity.digest} has no file: it is ${row.state.t}`,
+        });
+      default:
+        throw row.state satisfies never;
+    }
+    this.#open.set(id, layer);
+    return layer;
+  }
+
+  #openSealed(row: LayerRow): LayerImage {
+    const fd = openSync(this.#file(row.id, "image"), constants.O_RDONLY);
+    const fillMap = new Bitmap(row.imageSize / BLOCK_SIZE);
+    fillMap.setRange(0, fillMap.length);
+    return this.#image(row, { fd, size: row.imageSize, fillMap, lazy: null });
+  }
+
+  /** Throws HS_LAYER_BROKEN, and marks the row, when the files cannot be used. */
+  async #openLazy(row: LayerRow): Promise<LayerImage> {
+    try {
+      const table = await readFile(this.#file(row.id, "index"));
+      verifyDigest(table, row.indexDigest!, `index of layer ${row.identity.digest}`);
+      const lazy = await this.#options.openLazy(row.format, { identity: row.identity, role: row.role, table });
+      const filled = UnitLog.open(this.#file(row.id, "units"), lazy.units.unitCount, this.#options.bootId);
+      if (filled === null) {
+        // another boot: what is in the files may have been lost in part. Begin with holes only; nothing has the file mounted
+        publish("layer:boot-changed", { layer: row.id });
+        return this.#assemble(row, lazy, await this.#writeImage(row, lazy), null);
+      }
+      try {
+        const stored = await readPlacement(this.#file(row.id, "placement"));
+        checkUnits(lazy.units, stored.placement, lazy.streamLength);
+        return this.#assemble(row, lazy, stored, filled);
+      } catch (error) {
+        filled.log.close();
+        throw error;
+      }
+    } catch (error) {
+      if (kindOf(error) === "exhausted" || kindOf(error) === "canceled") throw error;
+      const reason = `its files cannot be used: ${describeError(error)}`;
+      this.#rows.setState(row.id, { t: "broken", code: "HS_LAYER_BROKEN", reason });
+      throw new HeadstartError("HS_LAYER_BROKEN", { what: `layer ${row.identity.digest}: ${reason}`, cause: error });
+    }
+  }
+
+  #save(layer: LayerImage, state: LayerState): void {
+    if (state.t === "sealed") {
+      fchmodSync(layer.fd, 0o400);
+      fsyncSync(layer.fd);
+      fsyncDirectory(this.#directory(layer.id));
+      fsyncDirectory(join(this.root, "layers"));
+      failpoint("layer:sealed");
+    }
+    this.#rows.setState(layer.id, state);
+    if (state.t === "sealed") this.#rows.sync();
+  }
+
+  async #dropHelpers(layer: LayerImage): Promise<void> {
+    for (const name of ["rest", "units", "placement", "index"] as const) {
+      await rm(this.#file(layer.id, name), { force: true });
+    }
+  }
+
+  async #readTree(layer: LayerImage): Promise<FileTree> {
+    return await readTree(this.#file(layer.id, "tree"));
+  }
+
+  async #reconcile(): Promise<void> {
+    const rows = new Map(this.#rows.all().map((row) => [row.id, row]));
+    for (const name of readdirSync(join(this.root, "layers"))) {
+      const row = rows.get(Number(name));
+      // what is being made or pulled begins anew; its row stays, since a snapshot may name it
+      if (row === undefined || row.state.t === "opening" || row.state.t === "pulling")
+        await rm(join(this.root, "layers", name), { recursive: true, force: true });
+    }
+    for (const row of rows.values()) {
+      const hasFile = existsSync(this.#file(row.id, "image"));
+      switch (row.state.t) {
+        case "pulling":
+          this.#rows.setState(row.id, { t: "opening" });
+          break;
+        case "filling":
+        case "verifying":
+          this.#rows.setState(row.id, { t: "lazy" });
+          break;
+        case "sealed":
+          if (hasFile) await this.#dropLeftHelpers(row.id);
+          break;
+        case "lazy":
+        case "opening":
+        case "broken":
+          break;
+        default:
+          row.state satisfies never;
+      }
+      if (!hasFile && (row.state.t === "sealed" || row.state.t === "lazy")) {
+        this.#rows.setState(row.id, { t: "broken", code: "HS_LAYER_BROKEN", reason: "its file is gone" });
+      }
+    }
+  }
+
+  async #dropLeftHelpers(id: number): Promise<void> {
+    for (const name of ["rest", "units", "placement", "index"] as const)
+      await rm(this.#file(id, name), { force: true });
+  }
+}
+
+const SERVED_WHEN_BROKEN: readonly ErrorCode[] = ["HS_UNIT_DECODE", "HS_INDEX_MISMATCH", "HS_DIFFID_MISMATCH"];
+
+/** Derived from the key alone: the same layer always gives the same image. */
+function layerUuid(row: LayerRow): Uint8Array {
+  return createHash("sha256").update(keyText(row)).digest().subarray(0, 16);
+}
+
+function isFull(error: unknown): boolean {
+  return kindOf(error) === "exhausted";
+}
+
+function diskFull(what: string, cause: unknown): HeadstartError {
+  return cause instanceof HeadstartError ? cause : new HeadstartError("HS_DISK_FULL", { what, cause });
+}

@@ -1,0 +1,83 @@
+/**
+ * The file `units` beside a lazy layer: which units are filled, persisted. It is the truth that survives the process (fill-state.ts derives the rest).
+ *
+ *   0   magic "HSUNITS\0"     8   u32 version     12  u32 unitCount     16  boot id (16 bytes)     32  bitmap, bit u = unit u
+ *
+ * Order: the unit's data are written (pwrite returned), then its bit. Neither is synced: both lie in the page cache, so a killed process loses
+ * nothing, and after a reboot the boot id differs and nothing in the file is believed (specs: "not sealed is believed only within the same boot").
+ */
+
+import { closeSync, constants, ftruncateSync, openSync } from "node:fs";
+import type { Bitmap } from "../base/bitmap.ts";
+import { Reader, struct, Writer } from "../base/bytes.ts";
+import { HeadstartError } from "../base/errors.ts";
+import { failpoint } from "../base/failpoint.ts";
+import { readFully, writeFully } from "../base/files.ts";
+
+const MAGIC = Buffer.from("HSUNITS\0");
+const VERSION = 1;
+const HEADER = struct("units_header", 32, { magic: 8, version: "u32", unitCount: "u32", bootId: 16 });
+
+export class UnitLog {
+  readonly #fd: number;
+
+  private constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /** A new, empty log. Throws what open(2) says. */
+  static create(path: string, unitCount: number, bootId: string): UnitLog {
+    const fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC, 0o600);
+    try {
+      const header = new Writer(HEADER.size).put(MAGIC).u32(VERSION).u32(unitCount).put(bootIdBytes(bootId));
+      writeFully(fd, header.finish(), 0);
+      ftruncateSync(fd, HEADER.size + Math.ceil(unitCount / 8));
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+    return new UnitLog(fd);
+  }
+
+  /**
+   * Opens a log of this boot. `filled` has one byte per 8 units. Null when the log is of another boot. Throws HS_MALFORMED, HS_TRUNCATED, or ENOENT.
+   */
+  static open(path: string, unitCount: number, bootId: string): { log: UnitLog; filled: Uint8Array } | null {
+    const fd = openSync(path, constants.O_RDWR);
+    try {
+      const bytes = new Uint8Array(HEADER.size + Math.ceil(unitCount / 8));
+      const length = readFully(fd, bytes, 0);
+      const reader = new Reader(bytes.subarray(0, length), { what: `unit log ${path}` });
+      if (!MAGIC.equals(reader.take(8, "magic"))) throw reader.malformed("no unit log");
+      const version = reader.u32("version");
+      if (version !== VERSION) throw reader.malformed(`version ${version} is unknown`);
+      const count = reader.u32("unitCount");
+      if (count !== unitCount) throw reader.malformed(`it is of ${count} units, the index has ${unitCount}`);
+      if (!bootIdBytes(bootId).equals(reader.take(16, "bootId"))) {
+        closeSync(fd);
+        return null;
+      }
+      return { log: new UnitLog(fd), filled: reader.take(Math.ceil(unitCount / 8), "bitmap") };
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+  }
+
+  /** Writes the byte that holds `unit`'s bit. Call it after the unit's data were written. */
+  persist(bitmap: Bitmap, unit: number): void {
+    failpoint("layer:unit-bit");
+    const index = unit >>> 3;
+    writeFully(this.#fd, bitmap.bytes.subarray(index, index + 1), HEADER.size + index);
+  }
+
+  close(): void {
+    closeSync(this.#fd);
+  }
+}
+
+function bootIdBytes(bootId: string): Buffer {
+  const bytes = Buffer.from(bootId.replaceAll("-", ""), "hex");
+  if (bytes.byteLength !== 16) throw new HeadstartError("HS_INTERNAL", { what: `boot id ${JSON.stringify(bootId)}` });
+  return bytes;
+}
