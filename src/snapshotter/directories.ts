@@ -5,11 +5,12 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync } from "node:fs";
+import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { HeadstartError } from "../base/errors.ts";
 import { makePrivateDirectory } from "../base/files.ts";
+import { isUnder, readMountInfo } from "../linux/mountinfo.ts";
 
 export class SnapshotDirectories {
   readonly #base: string;
@@ -74,8 +75,9 @@ export class SnapshotDirectories {
    */
   async delete(entry: string): Promise<void> {
     const path = join(this.#base, entry);
-    if (hasMountBelow(path))
+    if (readMountInfo().some((mount) => isUnder(mount.mountPoint, path))) {
       throw new HeadstartError("HS_MOUNT", { what: `${path}: something is still mounted in it` });
+    }
     await rm(path, { recursive: true, force: true });
   }
 }
@@ -83,14 +85,4 @@ export class SnapshotDirectories {
 /** The id that an entry of `<root>/snapshots` names, or null. */
 export function entryId(entry: string): number | null {
   return /^[1-9][0-9]{0,14}$/.test(entry) ? Number(entry) : null;
-}
-
-function hasMountBelow(path: string): boolean {
-  // mount points in mountinfo have blanks escaped as octal; our own paths have none
-  return readFileSync("/proc/self/mountinfo", "utf8")
-    .split("\n")
-    .some((line) => {
-      const point = line.split(" ", 5)[4];
-      return point === path || point?.startsWith(`${path}/`) === true;
-    });
 }

@@ -1,6 +1,7 @@
 /**
  * User-namespace containers (specs/containerd.md 6): the labels `uidmapping` and `gidmapping`, `<container id>:<host id>:<size>[,…]`. The upper's root is given to the host
  * ids of the container's root; the lowers are mapped by containerd, which we ask for it with `uidmap=`/`gidmap=` in the options. Pure.
+ * Not every version can do that with layers that are mounts: then the snapshot is refused, in words, rather than a container started on an empty root.
  */
 
 import { HeadstartError } from "../base/errors.ts";
@@ -30,6 +31,19 @@ export function readIdMapping(labels: Labels): IdMapping | null {
     root: { uid: hostRoot(uids, UID_LABEL), gid: hostRoot(gids, GID_LABEL) },
     mountOptions: [`uidmap=${uids}`, `gidmap=${gids}`],
   };
+}
+
+/**
+ * Whether this containerd maps lowers that are mounts of their own (specs/containerd.md 6.3): up to 2.0.6 and 2.1.4 it clones each lower, from 2.3 on their common directory
+ * with all that is mounted in it. Between these the layers' mounts would vanish, and the container would see an empty root.
+ */
+export function mapsMountedLowers(version: string): boolean {
+  const match = /^v?(\d+)\.(\d+)\.(\d+)/.exec(version);
+  if (match === null) return false;
+  const [major, minor, patch] = [Number(match[1]), Number(match[2]), Number(match[3])];
+  if (major !== 2) return major > 2;
+  if (minor >= 3) return true;
+  return (minor === 0 && patch <= 6) || (minor === 1 && patch <= 4);
 }
 
 function hostRoot(mapping: string, label: string): number {

@@ -14,7 +14,7 @@ import { failpoint } from "../base/failpoint.ts";
 import { Limit } from "../base/limit.ts";
 import { SnapshotDirectories } from "./directories.ts";
 import { Garbage } from "./gc.ts";
-import { type IdMapping, readIdMapping } from "./idmap.ts";
+import { type IdMapping, mapsMountedLowers, readIdMapping } from "./idmap.ts";
 import { explainProblems, readExtraction } from "./labels.ts";
 import { type Mount, overlayDefaults, planMounts } from "./mounts.ts";
 import type { ChainElement, LayerId, LayerProvider, Offer, OfferRequest } from "./provider.ts";
@@ -42,6 +42,8 @@ export interface SnapshotterOptions {
   readonly clock?: Clock;
   /** Further options for every overlay, e.g. "redirect_dir=on", "volatile"; the last one wins. */
   readonly overlayOptions?: readonly string[];
+  /** containerd's version, asked for when a user namespace is to stand upon layers (idmap.ts). Without it those are refused. */
+  readonly containerdVersion?: (signal: AbortSignal) => Promise<string>;
   /** How long an offer may take before containerd unpacks the layer itself. Default 30 s. */
   readonly offerTimeoutMs?: number;
   /** How long after an offer no layer is collected. Default 5 s. */
@@ -113,6 +115,7 @@ class LayeredSnapshotter implements Snapshotter {
   readonly #clock: Clock;
   readonly #microseconds: () => number;
   readonly #overlayOptions: readonly string[];
+  readonly #containerdVersion: ((signal: AbortSignal) => Promise<string>) | undefined;
   readonly #offerTimeoutMs: number;
   readonly #usage: UsageCache;
   readonly #garbage: Garbage;
@@ -129,6 +132,7 @@ class LayeredSnapshotter implements Snapshotter {
     this.#clock = options.clock ?? systemClock;
     this.#microseconds = options.clock === undefined ? wallMicroseconds : () => Math.round(this.#clock.now() * 1000);
     this.#overlayOptions = overlayDefaults(options.overlayOptions ?? []);
+    this.#containerdVersion = options.containerdVersion;
     this.#offerTimeoutMs = options.offerTimeoutMs ?? OFFER_TIMEOUT_MS;
     this.#usage = new UsageCache(this.#clock);
     this.#garbage = new Garbage({
@@ -371,6 +375,7 @@ class LayeredSnapshotter implements Snapshotter {
     if (paths.every((path) => path !== null)) return paths;
     const owner = String(row.id);
     const combined = this.#combine(signal);
+    if (readIdMapping(row.labels) !== null) await this.#checkMapsLayers(combined);
     const asked = this.#provider.lowers(owner, elements, { signal: combined });
     const lowers = await settle(asked, combined).catch((error) => {
       // a provider that comes to an end only now has counted an owner that may be gone
@@ -382,6 +387,14 @@ class LayeredSnapshotter implements Snapshotter {
       throw new HeadstartError("HS_SNAPSHOT_NOT_FOUND", { what: `${JSON.stringify(row.name)} was removed meanwhile` });
     }
     return lowers;
+  }
+
+  async #checkMapsLayers(signal: AbortSignal): Promise<void> {
+    const version = (await this.#containerdVersion?.(signal)) ?? "of unknown version";
+    if (mapsMountedLowers(version)) return;
+    throw new HeadstartError("HS_KERNEL_UNSUPPORTED", {
+      what: `a user namespace upon lazily mounted layers: containerd ${version} cannot map their ids (2.3 and newer can)`,
+    });
   }
 
   async #releaseIfGone(id: number): Promise<boolean> {
