@@ -9,16 +9,8 @@ import { checkErofs } from "../../src/erofs/check.ts";
 import { FileTreeBuilder, FileType } from "../../src/erofs/file-tree.ts";
 import { openErofs } from "../../src/erofs/read.ts";
 import { fdSource, layoutSource } from "../../src/erofs/source.ts";
-import {
-  differences,
-  FORMS,
-  layoutAs,
-  listMount,
-  listTree,
-  mountImage,
-  temporaryFolder,
-  writeImage,
-} from "../tools/erofs-image.ts";
+import { FORMS, layoutAs } from "../tools/erofs-bytes.ts";
+import { differences, listMount, listTree, mountImage, temporaryFolder, writeImage } from "../tools/erofs-image.ts";
 import { sidFsck, systemFsck } from "../tools/erofs-utils.ts";
 import { randomTree } from "../tools/random-tree.ts";
 

@@ -19,28 +19,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { readFully, writeFully } from "../../src/base/files.ts";
 import { childName, type FileTree, FileType, symlinkTarget, xattrName, xattrValue } from "../../src/erofs/file-tree.ts";
-import { type ErofsLayout, layoutEager, layoutLazy } from "../../src/erofs/write.ts";
+import type { ErofsLayout } from "../../src/erofs/write.ts";
 import { MountFlag, mount, unmount } from "../../src/linux/mount.ts";
 import { fillFromAddress } from "./random-tree.ts";
 
-export const UUID = Buffer.from("00112233445566778899aabbccddeeff", "hex");
 const PIECE = 1 << 20;
-
-export const FORMS = ["lazy", "eager"] as const;
-export type Form = (typeof FORMS)[number];
-
-/** The tree laid out in one of the two forms; for the eager one data are placed in inode order with a gap now and then, as a stream leaves them. */
-export function layoutAs(form: Form, tree: FileTree): ErofsLayout {
-  if (form === "lazy") return layoutLazy(tree, { uuid: UUID });
-  const places = new Float64Array(tree.inodeCount).fill(-1);
-  let end = 4096;
-  for (let inode = 0; inode < tree.inodeCount; inode++) {
-    if (tree.type[inode] !== FileType.regular || tree.size[inode] === 0) continue;
-    places[inode] = end;
-    end += Math.ceil(tree.size[inode]! / 4096 + (inode % 10 === 0 ? 1 : 0)) * 4096;
-  }
-  return layoutEager(tree, places, end, { uuid: UUID });
-}
 
 /** A temporary folder that goes with the scope. */
 export function temporaryFolder(prefix: string): { readonly path: string } & Disposable {
