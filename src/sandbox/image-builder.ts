@@ -5,8 +5,6 @@
 
 import { createHash } from "node:crypto";
 import { createReadStream, createWriteStream } from "node:fs";
-import { stat } from "node:fs/promises";
-import { Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { createGzip, gzipSync } from "node:zlib";
 import { type Digest, sha256 } from "../base/digest.ts";
@@ -66,30 +64,39 @@ export function layerOfTar(
   };
 }
 
-/** Compresses a tar file to `target`. */
-export async function gzipLayer(tarFile: string, target: string, createdBy: string): Promise<BuiltLayer> {
-  const plain = createHash("sha256");
-  const stored = createHash("sha256");
-  const hashing = (hash: ReturnType<typeof createHash>) =>
-    new Transform({
-      transform(chunk: Buffer, _encoding, done) {
-        hash.update(chunk);
-        done(null, chunk);
-      },
-    });
-  const input = createReadStream(tarFile, { highWaterMark: 1 << 20 });
+/** Compresses a tar stream into the file `target`. */
+export async function gzipLayer(
+  tar: AsyncIterable<Uint8Array>,
+  target: string,
+  createdBy: string,
+): Promise<BuiltLayer> {
+  const plain = measure();
+  const stored = measure();
   const gzip = createGzip({ level: GZIP_LEVEL, chunkSize: 1 << 18 });
-  await pipeline(input, hashing(plain), gzip, hashing(stored), createWriteStream(target));
+  await pipeline(tar, plain.through, gzip, stored.through, createWriteStream(target));
   return {
-    descriptor: {
-      mediaType: MEDIA_TYPES.ociLayerGzip,
-      digest: `sha256:${stored.digest("hex")}` as Digest,
-      size: (await stat(target)).size,
-    },
-    diffID: `sha256:${plain.digest("hex")}` as Digest,
-    size: (await stat(tarFile)).size,
+    descriptor: { mediaType: MEDIA_TYPES.ociLayerGzip, digest: stored.digest(), size: stored.size() },
+    diffID: plain.digest(),
+    size: plain.size(),
     source: () => createReadStream(target, { highWaterMark: 1 << 20 }),
     createdBy,
+  };
+}
+
+/** Counts and hashes what goes through. */
+function measure() {
+  const hash = createHash("sha256");
+  let bytes = 0;
+  return {
+    through: async function* (chunks: AsyncIterable<Uint8Array>) {
+      for await (const chunk of chunks) {
+        hash.update(chunk);
+        bytes += chunk.byteLength;
+        yield chunk;
+      }
+    },
+    digest: () => `sha256:${hash.digest("hex")}` as Digest,
+    size: () => bytes,
   };
 }
 

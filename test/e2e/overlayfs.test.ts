@@ -3,9 +3,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { readCriLog } from "../../src/sandbox/cri-client.ts";
+import { startWorkload } from "../../src/sandbox/ready.ts";
 import { CONTAINERD_VERSIONS } from "../../src/sandbox/tools.ts";
 import { buildImage, shellLayer } from "../build-image.ts";
 import { Place } from "./place.ts";
+import { pythonImage, pythonWorkload, redisImage, redisWorkload } from "./workloads.ts";
 
 for (const version of CONTAINERD_VERSIONS) {
   test(`containerd ${version} pulls and starts an image of three layers by CRI and by ctr, and leaves nothing`, async () => {
@@ -51,4 +53,17 @@ test("a containerd that is stopped while containers run takes them along", async
   await cri.startContainer(await cri.createContainer(pod, { name: "c", image }));
   await ctr.pull(image);
   await ctr.run({ id: "r", image, command: ["/bin/sleep", "1000"], detach: true });
+});
+
+test("python3 prints and a redis server answers after a plain pull", async () => {
+  await using place = await Place.make();
+  await pythonImage(place.layout);
+  await redisImage(place.layout);
+  const python = pythonWorkload(await place.push(place.layout, "python"));
+  const redis = await redisWorkload(await place.push(place.layout, "redis"));
+  const { cri } = await place.containerd({ version: "2.1.9" });
+  const pod = await cri.runPod("workloads");
+  const started = await startWorkload(cri, pod, python);
+  assert.ok(started.pullMs < started.readyMs);
+  await startWorkload(cri, pod, redis);
 });
