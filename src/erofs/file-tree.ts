@@ -40,6 +40,8 @@ export type FileType = (typeof FileType)[keyof typeof FileType];
 
 /** The directory exists only because something in it has an entry; in a chain its attributes may come from the layers below (specs/layer.md 5). */
 export const INODE_IMPLIED = 1;
+/** The directory was implied before its own entry came: in a chain it also has the xattrs of the layers below (specs/layer.md 5, "An entry later"). */
+export const INODE_IMPLIED_FIRST = 2;
 
 export interface FileTree {
   readonly inodeCount: number;
@@ -56,7 +58,7 @@ export interface FileTree {
   readonly nlink: Uint32Array;
   readonly rdevMajor: Uint32Array;
   readonly rdevMinor: Uint32Array;
-  /** INODE_IMPLIED. */
+  /** INODE_IMPLIED, INODE_IMPLIED_FIRST. */
   readonly flags: Uint8Array;
   /** Symlink target in `bytes` (length is `size`). */
   readonly targetOffset: Uint32Array;
@@ -98,6 +100,7 @@ export interface InodeFields {
   readonly rdevMajor?: number;
   readonly rdevMinor?: number;
   readonly implied?: boolean;
+  readonly impliedFirst?: boolean;
   readonly target?: Uint8Array;
   /** Whole names; any order. */
   readonly xattrs?: readonly { readonly name: Uint8Array; readonly value: Uint8Array }[];
@@ -173,7 +176,7 @@ export class FileTreeBuilder {
       tree.size[index] = inode.target?.byteLength ?? inode.size ?? 0;
       tree.rdevMajor[index] = inode.rdevMajor ?? 0;
       tree.rdevMinor[index] = inode.rdevMinor ?? 0;
-      tree.flags[index] = inode.implied ? INODE_IMPLIED : 0;
+      tree.flags[index] = (inode.implied ? INODE_IMPLIED : 0) | (inode.impliedFirst ? INODE_IMPLIED_FIRST : 0);
       if (inode.target) tree.targetOffset[index] = pool.put(inode.target);
       if (inode.type === FileType.char && tree.rdevMajor[index] === 0 && tree.rdevMinor[index] === 0) hasMarks = true;
 
