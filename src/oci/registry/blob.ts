@@ -19,7 +19,7 @@ import { checkContentRange } from "./content-range.ts";
 import { mostTelling, registryError } from "./errcode.ts";
 import type { HostAnswer, HostClient, HostRequest } from "./host-client.ts";
 import { signedUrlExpiry } from "./signed-url.ts";
-import { backoffMs, DEFAULT_RETRY } from "./transport/retry.ts";
+import { backoffMs, type RetryPolicy } from "./transport/retry.ts";
 import type { Patience, RequestKind, TransportResponse } from "./transport/transport.ts";
 import { withDeadline } from "./wait.ts";
 
@@ -54,6 +54,7 @@ export interface BlobParts {
   readonly what: string;
   readonly clock: Clock;
   readonly random: () => number;
+  readonly policy: RetryPolicy;
 }
 
 export class RegistryBlob implements BlobHandle {
@@ -105,7 +106,7 @@ export class RegistryBlob implements BlobHandle {
   /** Exactly the bytes [start, end), in order, from whichever hosts can give them. */
   async *#read(start: number, end: number, kind: RequestKind, options: RangeOptions): AsyncGenerator<Uint8Array> {
     if (start === end) return;
-    const { hosts, clock, random } = this.#parts;
+    const { hosts, clock, random, policy } = this.#parts;
     const deadlineMs = DEADLINE_BASE_MS + ((end - start) / SLOWEST_BYTES_PER_SECOND) * 1000;
     const signal = withDeadline(options.signal, deadlineMs);
     let position = start;
@@ -137,7 +138,7 @@ export class RegistryBlob implements BlobHandle {
       }
       if (fruitless + 1 >= FRUITLESS_MAX || (fruitless >= 0 && !retry)) throw mostTelling(errors);
       retry = false;
-      if (fruitless >= 0) await clock.sleep(backoffMs(fruitless, DEFAULT_RETRY, random), signal);
+      if (fruitless >= 0) await clock.sleep(backoffMs(fruitless, policy, random), signal);
     }
   }
 

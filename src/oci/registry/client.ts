@@ -20,6 +20,7 @@ import type { HostAnswer, HostClient } from "./host-client.ts";
 import type { Capability } from "./hosts.ts";
 import { nextPage } from "./link.ts";
 import { listReferrers, recordReferrer } from "./referrers.ts";
+import type { RetryPolicy } from "./transport/retry.ts";
 import type { Patience } from "./transport/transport.ts";
 import { pushBlob, type UploadOptions } from "./upload.ts";
 import { lateAsUnavailable, withDeadline } from "./wait.ts";
@@ -29,6 +30,7 @@ export interface RepositoryParts {
   readonly hosts: readonly HostClient[];
   readonly clock: Clock;
   readonly random: () => number;
+  readonly policy: RetryPolicy;
   readonly upload?: UploadOptions;
   /** Closed with the repository. */
   readonly owned?: AsyncDisposable | undefined;
@@ -167,6 +169,7 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
       what: `${this.what}: blob ${descriptor.digest}`,
       clock: this.#parts.clock,
       random: this.#parts.random,
+      policy: this.#parts.policy,
     });
   }
 
@@ -229,13 +232,7 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
   ): Promise<void> {
     if (await this.hasBlob(descriptor, options)) return;
     await pushBlob(
-      {
-        host: this.pushHost,
-        repository: this.name,
-        what: this.what,
-        clock: this.#parts.clock,
-        random: this.#parts.random,
-      },
+      { ...this.#parts, host: this.pushHost, repository: this.name, what: this.what },
       descriptor,
       source,
       { ...this.#parts.upload, ...options },

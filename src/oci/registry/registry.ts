@@ -44,6 +44,7 @@ export class Registry implements AsyncDisposable {
   readonly #options: RegistryOptions;
   readonly #clock: Clock;
   readonly #random: () => number;
+  readonly #policy: RetryPolicy;
   readonly #transports = new Map<string, { readonly base: UndiciTransport; readonly wrapped: Transport }>();
   readonly #gates = new Map<string, HostGate>();
   readonly #clients = new Map<string, HostClient>();
@@ -53,6 +54,7 @@ export class Registry implements AsyncDisposable {
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
     this.#random = options.random ?? Math.random;
+    this.#policy = { ...DEFAULT_RETRY, ...options.retry };
   }
 
   /** Reads hosts.toml now. `owned` is closed with the repository. Throws HS_CONFIG. */
@@ -63,6 +65,7 @@ export class Registry implements AsyncDisposable {
       hosts: endpoints.map((endpoint) => this.#client(endpoint)),
       clock: this.#clock,
       random: this.#random,
+      policy: this.#policy,
       owned,
       ...(this.#options.upload === undefined ? {} : { upload: this.#options.upload }),
     });
@@ -105,8 +108,8 @@ export class Registry implements AsyncDisposable {
       };
       const base = new UndiciTransport({ tls, timeouts, env: this.#options.env ?? process.env });
       const limited = withLimit(withLog(base, this.#clock), (host) => this.#gate(host));
-      const policy = { ...DEFAULT_RETRY, ...this.#options.retry };
-      known = { base, wrapped: withRetry(limited, { clock: this.#clock, random: this.#random, policy }) };
+      const retry = { clock: this.#clock, random: this.#random, policy: this.#policy };
+      known = { base, wrapped: withRetry(limited, retry) };
       this.#transports.set(key, known);
     }
     return known.wrapped;

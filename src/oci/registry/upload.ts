@@ -17,7 +17,7 @@ import { verified } from "../verify.ts";
 import { mergeScopes, repositoryScope } from "./auth/scope.ts";
 import { registryError } from "./errcode.ts";
 import type { HostClient, HostRequest } from "./host-client.ts";
-import { backoffMs, DEFAULT_RETRY, isRetryableStatus } from "./transport/retry.ts";
+import { backoffMs, isRetryableStatus, type RetryPolicy } from "./transport/retry.ts";
 import type { TransportResponse } from "./transport/transport.ts";
 
 export interface UploadOptions {
@@ -35,6 +35,7 @@ export interface UploadParts {
   readonly what: string;
   readonly clock: Clock;
   readonly random: () => number;
+  readonly policy: RetryPolicy;
 }
 
 /** Some registries refuse more than 4 MiB in one PATCH, and some less than 5 MiB but for the last: this is what most proxies let pass. */
@@ -64,7 +65,7 @@ export async function pushBlob(
       // a proxy between us that limits bodies: smaller pieces may pass
       if (error.details.status === 413 && mode === "monolithic") mode = "chunked";
       else if (error.code !== "HS_REGISTRY_UNAVAILABLE" && error.code !== "HS_REGISTRY_RATE") throw error;
-      await parts.clock.sleep(backoffMs(attempt, DEFAULT_RETRY, parts.random), options.signal);
+      await parts.clock.sleep(backoffMs(attempt, parts.policy, parts.random), options.signal);
     }
   }
 }
@@ -190,7 +191,7 @@ class Upload {
         failure = error;
       }
       if (attempt + 1 >= ATTEMPTS) throw failure;
-      await this.#parts.clock.sleep(backoffMs(attempt, DEFAULT_RETRY, this.#parts.random), this.#options.signal);
+      await this.#parts.clock.sleep(backoffMs(attempt, this.#parts.policy, this.#parts.random), this.#options.signal);
       const state = await this.#state(url);
       if (state.end < offset || state.end > offset + chunk.byteLength) throw this.#lost(state.end);
       url = state.url;
