@@ -13,13 +13,15 @@ import {
   type FileTree,
   FileTreeBuilder,
   FileType,
+  INODE_IMPLIED,
+  INODE_IMPLIED_FIRST,
   symlinkTarget,
   xattrName,
   xattrValue,
 } from "./file-tree.ts";
 import { openErofs } from "./read.ts";
 import { bytesSource, fdSource, layoutSource } from "./source.ts";
-import { layoutLazy } from "./write.ts";
+import { impliedInodes, layoutLazy } from "./write.ts";
 
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex");
 
@@ -52,8 +54,11 @@ test("a tree that was written comes back, hard links and all, with its data at t
       const layout = layoutAs(form, tree);
       const reader = openErofs(layoutSource(layout));
       checkErofs(reader);
-      const impliedNids = [...layout.nidOf].filter((_, inode) => tree.flags[inode] !== 0);
-      const again = reader.toFileTree({ impliedNids });
+      const nidsOf = (flag: 1 | 2) => Array.from(impliedInodes(tree, flag), (inode) => layout.nidOf[inode]!);
+      const again = reader.toFileTree({
+        impliedNids: nidsOf(INODE_IMPLIED),
+        impliedFirstNids: nidsOf(INODE_IMPLIED_FIRST),
+      });
       assert.deepEqual(describeTree(again), describeTree(tree));
       assert.equal(again.hasMarks, tree.hasMarks);
       const imageOffsets = new Map<number, number>();

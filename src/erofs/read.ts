@@ -340,11 +340,14 @@ export class ErofsReader {
   }
 
   /**
-   * The tree that the image holds. Each file with data is one segment whose address is its offset in the image (space 0). `impliedNids` are the directories to
-   * flag as implied (an image does not say it). Throws HS_EROFS_INVALID.
+   * The tree that the image holds. Each file with data is one segment whose address is its offset in the image (space 0). The options name the
+   * directories that get INODE_IMPLIED and INODE_IMPLIED_FIRST, which an image does not hold (write.ts, `impliedInodes`). Throws HS_EROFS_INVALID.
    */
-  toFileTree(options: { readonly impliedNids?: Iterable<number> } = {}): FileTree {
+  toFileTree(
+    options: { readonly impliedNids?: Iterable<number>; readonly impliedFirstNids?: Iterable<number> } = {},
+  ): FileTree {
     const implied = new Set(options.impliedNids);
+    const impliedFirst = new Set(options.impliedFirstNids);
     const indexOf = new Map<number, number>();
     let builder: FileTreeBuilder | null = null;
     const segments = (inode: ErofsInode) =>
@@ -360,6 +363,7 @@ export class ErofsReader {
       rdevMajor: inode.rdevMajor,
       rdevMinor: inode.rdevMinor,
       implied: inode.type === FileType.directory && implied.has(inode.nid),
+      impliedFirst: inode.type === FileType.directory && impliedFirst.has(inode.nid),
       ...(inode.type === FileType.symlink ? { target: this.readlink(inode) } : {}),
       xattrs: this.xattrs(inode),
       segments: segments(inode),

@@ -167,6 +167,17 @@ test("what EROFS cannot represent is refused, never clamped", () => {
   assert.equal(layoutLazy(treeWith({ size: 2 ** 44 - 8192 }), options).size, 2 ** 44 - 4096);
 });
 
+test("metadata that would not fit into memory are refused before anything is allocated", () => {
+  const builder = new FileTreeBuilder(PLAIN);
+  const xattrs = ["a", "b", "c", "d"].map((name) => ({ name: bytes(`user.${name}`), value: bytes("") }));
+  for (let index = 0; index < 18_000; index++) {
+    builder.addName(0, bytes(`${index}`), builder.addInode({ ...PLAIN, type: FileType.regular, xattrs }));
+  }
+  const tree = builder.finish();
+  tree.xattrValueLength.fill(60_000);
+  assert.throws(() => layoutLazy(tree, options), { code: "HS_EROFS_LIMIT" });
+});
+
 test("implied directories are listed, and their nids bring the flags back", () => {
   const tree = randomTree(3, { entries: 400 });
   const implied = impliedInodes(tree);

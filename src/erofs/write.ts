@@ -14,11 +14,11 @@
  */
 
 import { HeadstartError } from "../base/errors.ts";
-import { LIMITS } from "../base/limits.ts";
+import { GiB, LIMITS } from "../base/limits.ts";
 import { alignUp, type Range } from "../base/ranges.ts";
 import { crc32c } from "./crc32c.ts";
 import { DirectoryEmitter, directorySize } from "./directory.ts";
-import { type FileTree, FileType, INODE_IMPLIED } from "./file-tree.ts";
+import { type FileTree, FileType, INODE_IMPLIED, type INODE_IMPLIED_FIRST } from "./file-tree.ts";
 import {
   EROFS_BLOCK_BITS,
   EROFS_FEATURE_COMPAT_MTIME,
@@ -70,6 +70,8 @@ const FIRST_INODE_AT = EROFS_SUPER_OFFSET + erofs_super_block.size;
 /** rootnid is a u16. */
 const ROOT_NID_MAX = 0xffff;
 const ID_INVALID = 0xffffffff;
+/** The region is made in memory. 20 million entries with names of 30 bytes take about 2 GiB. */
+const METADATA_BYTES_MAX = 4 * GiB;
 
 /** Metadata first, file data behind it. Throws HS_EROFS_LIMIT. */
 export function layoutLazy(tree: FileTree, options: ErofsOptions): ErofsLayout {
@@ -116,10 +118,16 @@ export function layoutEager(tree: FileTree, places: Float64Array, dataEnd: numbe
   };
 }
 
-/** Inodes of directories that the layer only implies; `layout.nidOf` maps them to what can be kept beside the image. */
-export function impliedInodes(tree: FileTree): Uint32Array {
+/**
+ * Directories with `flag` set; an image does not hold the flags. `layout.nidOf` maps them to nids, which can be kept beside the image and given to
+ * `ErofsReader.toFileTree`.
+ */
+export function impliedInodes(
+  tree: FileTree,
+  flag: typeof INODE_IMPLIED | typeof INODE_IMPLIED_FIRST = INODE_IMPLIED,
+): Uint32Array {
   const implied: number[] = [];
-  for (let inode = 0; inode < tree.inodeCount; inode++) if (tree.flags[inode]! & INODE_IMPLIED) implied.push(inode);
+  for (let inode = 0; inode < tree.inodeCount; inode++) if (tree.flags[inode]! & flag) implied.push(inode);
   return Uint32Array.from(implied);
 }
 
@@ -188,8 +196,8 @@ function planMetadata(tree: FileTree): MetadataPlan {
     if (size > left) at += left;
     nidOf[inode] = at / EROFS_SLOT_SIZE;
     at = alignUp(at + size, EROFS_SLOT_SIZE);
-    if (at + ownBlocks * BLOCK_SIZE > IMAGE_BYTES_MAX || at / EROFS_SLOT_SIZE > 0xffffffff) {
-      throw new HeadstartError("HS_EROFS_LIMIT", { what: "the layer's metadata are too large for one image" });
+    if (at + ownBlocks * BLOCK_SIZE > METADATA_BYTES_MAX) {
+      throw new HeadstartError("HS_EROFS_LIMIT", { what: `the layer's metadata exceed ${METADATA_BYTES_MAX} bytes` });
     }
   }
   if (nidOf[0]! > ROOT_NID_MAX) throw new HeadstartError("HS_INTERNAL", { what: `the root got nid ${nidOf[0]}` });

@@ -2,13 +2,14 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { closeSync, lstatSync, mkdirSync, openSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { closeSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync } from "node:fs";
+import { join, relative } from "node:path";
 import { test } from "node:test";
 import { checkErofs } from "../../src/erofs/check.ts";
-import { FileTreeBuilder, FileType } from "../../src/erofs/file-tree.ts";
+import { type FileTree, FileTreeBuilder, FileType, type InodeFields } from "../../src/erofs/file-tree.ts";
 import { openErofs } from "../../src/erofs/read.ts";
 import { fdSource, layoutSource } from "../../src/erofs/source.ts";
+import { mount, unmount } from "../../src/linux/mount.ts";
 import { FORMS, layoutAs } from "../tools/erofs-bytes.ts";
 import { differences, listMount, listTree, mountImage, temporaryFolder, writeImage } from "../tools/erofs-image.ts";
 import { sidFsck, systemFsck } from "../tools/erofs-utils.ts";
@@ -121,6 +122,43 @@ test("an image that mkfs.erofs made of this repository's sources is read as the 
   } finally {
     closeSync(fd);
   }
+});
+
+test("overlayfs merges two images as it merges two unpacked layers: whiteouts, opaque marks, a changed type", () => {
+  using folder = temporaryFolder("headstart-erofs-");
+  const names = ["lower", "upper", "merged"] as const;
+  const [lower, upper, merged] = names.map((name) => join(folder.path, name)) as [string, string, string];
+  for (const path of [lower, upper, merged]) mkdirSync(path);
+  const build = (paths: Record<string, Partial<InodeFields>>): FileTree => {
+    const builder = new FileTreeBuilder(PLAIN);
+    const inodes = new Map([["", 0]]);
+    for (const [path, fields] of Object.entries(paths)) {
+      const inode = builder.addInode({ ...PLAIN, type: FileType.directory, ...fields });
+      inodes.set(path, inode);
+      const cut = path.lastIndexOf("/");
+      builder.addName(inodes.get(path.slice(0, Math.max(cut, 0)))!, Buffer.from(path.slice(cut + 1)), inode);
+    }
+    return builder.finish();
+  };
+  const file = { type: FileType.regular };
+  const whiteout = { type: FileType.char, mode: 0 };
+  const opaque = { xattrs: [{ name: Buffer.from("trusted.overlay.opaque"), value: Buffer.from("y") }] };
+  const layers = {
+    lower: build({ a: {}, "a/gone": file, "a/stays": file, b: {}, "b/hidden": file, c: file, d: {}, "d/e": file }),
+    upper: build({ a: {}, "a/gone": whiteout, b: opaque, "b/new": file, c: {}, "c/in": file, d: file, f: whiteout }),
+  };
+  using mounts = new DisposableStack();
+  for (const name of ["lower", "upper"] as const) {
+    const image = join(folder.path, `${name}.erofs`);
+    writeImage(image, layoutAs("lazy", layers[name]));
+    mounts.use(mountImage(image, join(folder.path, name), "file"));
+  }
+  mount({ source: "overlay", target: merged, type: "overlay", flags: 1, data: `lowerdir=${upper}:${lower}` });
+  mounts.defer(() => unmount(merged));
+  const shown = readdirSync(merged, { recursive: true, withFileTypes: true })
+    .map((entry) => relative(merged, join(entry.parentPath, entry.name)) + (entry.isDirectory() ? "/" : ""))
+    .sort();
+  assert.deepEqual(shown, ["a/", "a/stays", "b/", "b/new", "c/", "c/in", "d"]);
 });
 
 const PLAIN = { mode: 0o755, uid: 0, gid: 0, mtimeSeconds: 1_700_000_000, mtimeNanoseconds: 0 };

@@ -163,7 +163,7 @@ export function randomTree(seed: number, options: { entries: number; large?: boo
     const common = { type: type as FileType, ...attributes(random), xattrs: xattrs(random, type) };
     let inode: number;
     if (type === FileType.directory && depthLeft > 300) {
-      inode = builder.addInode({ ...common, implied: random.chance(0.1) });
+      inode = builder.addInode({ ...common, implied: random.chance(0.1), impliedFirst: random.chance(0.1) });
       directories.push(inode);
       taken[inode] = { names: new Set(), path: taken[directory]!.path + name.length + 1 };
     } else if (type === FileType.char || type === FileType.block) {
