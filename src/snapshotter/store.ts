@@ -85,10 +85,13 @@ export class SnapshotStore {
   #depth = 0;
 
   /** Throws HS_STATE_BUSY, HS_STATE_DAMAGED, HS_STATE_VERSION. */
-  constructor(path: string) {
+  constructor(path: string, options: { busyMs?: number } = {}) {
     let database: DatabaseSync | undefined;
     try {
-      database = new DatabaseSync(path, { timeout: BUSY_MS, enableForeignKeyConstraints: true });
+      database = new DatabaseSync(path, {
+        timeout: options.busyMs ?? BUSY_MS,
+        enableForeignKeyConstraints: true,
+      });
       // exclusive before the first access: the lock is taken with it and kept, and WAL needs no shared-memory file
       database.exec("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;");
       migrate(database, path);
