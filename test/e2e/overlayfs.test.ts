@@ -19,7 +19,7 @@ for (const version of CONTAINERD_VERSIONS) {
     ];
     await buildImage(place.layout, "shell", layers, { command: ["/bin/sh", "-c", "cat /etc/motd"] });
     const image = await place.push(place.layout, "shell");
-    const { cri, ctr } = await place.containerd({ version });
+    const { cri, ctr } = await place.node({ version });
 
     const pod = await cri.runPod("shell");
     const mark = place.meter.mark();
@@ -47,7 +47,7 @@ test("a containerd that is stopped while containers run takes them along", async
   await using place = await Place.make();
   await buildImage(place.layout, "shell", [await shellLayer()], { command: ["/bin/sleep", "1000"] });
   const image = await place.push(place.layout, "shell");
-  const { cri, ctr } = await place.containerd({ version: "1.7.24" });
+  const { cri, ctr } = await place.node({ version: "1.7.24" });
   await cri.pull(image);
   const pod = await cri.runPod("shell");
   await cri.startContainer(await cri.createContainer(pod, { name: "c", image }));
@@ -61,7 +61,7 @@ test("python3 prints and a redis server answers after a plain pull", async () =>
   await redisImage(place.layout);
   const python = pythonWorkload(await place.push(place.layout, "python"));
   const redis = await redisWorkload(await place.push(place.layout, "redis"));
-  const { cri } = await place.containerd({ version: "2.1.9" });
+  const { cri } = await place.node({ version: "2.1.9" });
   const pod = await cri.runPod("workloads");
   const started = await startWorkload(cri, pod, python);
   assert.ok(started.pullMs < started.readyMs);

@@ -4,9 +4,9 @@ import assert from "node:assert/strict";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Containerd, type ContainerdOptions } from "../../src/sandbox/containerd.ts";
 import { leftSince, takeInventory } from "../../src/sandbox/inventory.ts";
 import { Meter, type MeterOptions } from "../../src/sandbox/meter.ts";
+import { type NodeOptions, SandboxNode } from "../../src/sandbox/node.ts";
 import { PAUSE_NAME, writePauseImage } from "../../src/sandbox/pause.ts";
 import { pushImage } from "../../src/sandbox/push.ts";
 import { Registry } from "../../src/sandbox/registry.ts";
@@ -51,16 +51,17 @@ export class Place implements AsyncDisposable {
     return this.reference(name);
   }
 
-  /** Stopped with the place, unless before. */
-  async containerd(
-    options: Pick<ContainerdOptions, "version" | "proxy"> & { readonly snapshotter?: string; readonly name?: string },
-  ): Promise<Containerd> {
-    const { name = "c", snapshotter = options.proxy?.name ?? "overlayfs", ...rest } = options;
-    const directory = join(this.root, name);
-    const sandboxImage = this.reference(PAUSE_NAME);
-    const registries = [this.meter.host];
-    const settings = { ...rest, directory, sandboxImage, snapshotter, registries, logLevel: "debug" } as const;
-    return this.#stack.use(await Containerd.start(settings));
+  /** A node of its own folder, ended with the place unless before. */
+  async node(options: Pick<NodeOptions, "version" | "headstart"> & { readonly name?: string }): Promise<SandboxNode> {
+    const { name = "n", ...rest } = options;
+    const settings = {
+      ...rest,
+      directory: join(this.root, name),
+      sandboxImage: this.reference(PAUSE_NAME),
+      registries: [this.meter.host],
+      logLevel: "debug",
+    } as const;
+    return this.#stack.use(await SandboxNode.start(settings));
   }
 
   use<T extends AsyncDisposable | Disposable | null | undefined>(part: T): T {
