@@ -54,6 +54,8 @@ export interface HoleServerOptions {
   /** False: trust the journal alone, as on kernels before 6.9. */
   readonly resend?: boolean;
   readonly clock?: Clock;
+  /** A READ waits for a file that was not added (yet); called once for each such READ. */
+  readonly onUnknownFile?: (nodeid: number) => void;
 }
 
 export interface HoleStatistics {
@@ -95,12 +97,15 @@ const writeAsync = promisify(write) as (
 
 export class HoleServer implements AsyncDisposable {
   readonly mountPath: string;
+  /** The connection was in use before this process: mounts over it may be alive. False on a new FUSE mount: all that were there before are dead. */
+  readonly adopted: boolean;
   readonly #fd: number;
   readonly #connectionPath: string;
   readonly #clock: Clock;
   readonly #faultDeadlineMs: number;
   readonly #readerCount: number;
   readonly #resend: boolean;
+  readonly #onUnknownFile: ((nodeid: number) => void) | undefined;
   readonly #journal: Journal;
   readonly #left: JournalEntry[];
   readonly #stopName = `.stop-${randomUUID()}`;
@@ -127,7 +132,9 @@ export class HoleServer implements AsyncDisposable {
     this.#faultDeadlineMs = options.faultDeadlineMs ?? FAULT_DEADLINE_MS;
     this.#readerCount = options.readers ?? 2;
     this.#resend = options.resend ?? true;
+    this.#onUnknownFile = options.onUnknownFile;
     this.#state = state;
+    this.adopted = state.t === "ready";
     const { journal, entries } = Journal.open(join(options.stateDirectory, "journal"));
     this.#journal = journal;
     this.#left = entries;
@@ -172,6 +179,7 @@ export class HoleServer implements AsyncDisposable {
       control: new SharedArrayBuffer(8),
     };
     this.#files.set(file.nodeid, file);
+    this.#removed.delete(file.nodeid);
     this.#table.add(shared);
     for (const port of this.#ports) port.postMessage(shared);
     for (const wake of this.#arrivals.get(file.nodeid) ?? []) wake();
@@ -246,19 +254,17 @@ export class HoleServer implements AsyncDisposable {
    * Throws HS_CANCELED when a reader did not end in time (then only the end of the process ends it).
    */
   async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#stopping) return;
     this.#stopping = true;
     const reason = new HeadstartError("HS_CANCELED", { what: "the hole server stops" });
     for (const fault of this.#faults) fault.controller.abort(reason);
     const deadline = this.#clock.monotonic() + STOP_DEADLINE_MS;
     // one lookup of the stop name ends one reader; it is not cached, and the last one is answered before its reader ends
-    for (let left = this.#workers.size; left > 0 && this.#state.t !== "closed"; left--) {
-      await Promise.race([
-        stat(join(this.mountPath, this.#stopName)).catch(() => undefined),
-        this.#clock.sleep(STOP_DEADLINE_MS),
-      ]);
+    for (let left = this.#workers.size; left > 0; left--)
+      void stat(join(this.mountPath, this.#stopName)).catch(() => undefined);
+    while ((this.#workers.size > 0 || this.#faults.size > 0) && this.#clock.monotonic() < deadline) {
+      await this.#clock.sleep(2);
     }
-    while (this.#workers.size > 0 && this.#clock.monotonic() < deadline) await this.#clock.sleep(2);
-    while (this.#faults.size > 0 && this.#clock.monotonic() < deadline) await this.#clock.sleep(2);
     for (const port of this.#ports) port.close();
     if (this.#workers.size > 0) throw new HeadstartError("HS_CANCELED", { what: "a FUSE reader did not end" });
     this.#journal.close();
@@ -455,6 +461,7 @@ export class HoleServer implements AsyncDisposable {
       this.#arrivals.set(nodeid, waiting);
       waiting.push(() => resolve(this.#files.get(nodeid)!));
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+      this.#onUnknownFile?.(nodeid);
     });
   }
 
