@@ -3,8 +3,7 @@
  * our own mounts (a thread that serves FUSE must not wait for itself).
  */
 
-import type { KoffiFunc } from "koffi";
-import { checked, libc } from "./ffi.ts";
+import { checked, type KoffiFunc, libc } from "./ffi.ts";
 
 export type Foreign<A extends unknown[]> = KoffiFunc<(...args: A) => number>;
 

@@ -6,6 +6,7 @@
 import koffi from "koffi";
 import { HeadstartError } from "../base/errors.ts";
 
+export type { KoffiFunc } from "koffi";
 export { koffi };
 export const libc = koffi.load("libc.so.6");
 export const executable = koffi.load(null);
