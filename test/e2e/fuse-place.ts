@@ -31,7 +31,8 @@ export class FusePlace implements AsyncDisposable {
     this.layer = join(root, "layer");
   }
 
-  static async make(settings: Record<string, string> = {}): Promise<FusePlace> {
+  /** `more` may add files to the tree. */
+  static async make(settings: Record<string, string> = {}, more?: (tree: string) => void): Promise<FusePlace> {
     const place = new FusePlace(mkdtempSync(join(tmpdir(), "headstart-fuse-")));
     for (const name of ["tree", "layer", "control"]) mkdirSync(join(place.root, name));
     let seed = 1;
@@ -44,6 +45,7 @@ export class FusePlace implements AsyncDisposable {
       writeFileSync(join(place.tree, `f${file}`), bytes);
     }
     writeFileSync(join(place.tree, "hello.txt"), "hello, erofs\n");
+    more?.(place.tree);
     execFileSync("mkfs.erofs", ["-T0", join(place.root, "image"), place.tree], { stdio: "ignore" });
     for (const [name, value] of Object.entries(settings)) place.set(name, value);
     await place.startSupervisor();

@@ -3,7 +3,7 @@
  * Started by the supervisor: slow-server.ts COMPLETE_IMAGE SPARSE_FILE CONTROL_DIRECTORY
  *
  * In the control directory: `delay` (ms before each fill), `fail` (each fill throws while the file exists), `no-resend` (trust the journal alone),
- * `deadline` (ms), `readers`; the server writes `faults` (a line "start end" each) and `statistics` (when it gets SIGUSR2).
+ * `deadline` (ms), `readers`, `quiet` (at start: fill at once, look at nothing, for benches); the server writes `faults` (a line "start end" each) and `statistics` (when it gets SIGUSR2).
  */
 
 import { appendFileSync, existsSync, fstatSync, ftruncateSync, openSync, readFileSync, writeFileSync } from "node:fs";
@@ -20,6 +20,7 @@ const [image, sparse, control] = process.argv.slice(2) as [string, string, strin
 const setting = (name: string, otherwise: number) =>
   existsSync(join(control, name)) ? Number(readFileSync(join(control, name), "latin1")) : otherwise;
 
+const quiet = existsSync(join(control, "quiet"));
 const source = openSync(image, "r");
 const size = alignUp(fstatSync(source).size, 4096);
 const fd = openSync(sparse, "w+");
@@ -40,10 +41,12 @@ server.addFile({
   fd,
   fillMap,
   async ensure(range, { signal }) {
-    appendFileSync(join(control, "faults"), `${range.start} ${range.end}\n`);
-    await sleep(setting("delay", 0), undefined, { signal });
-    if (existsSync(join(control, "fail")))
-      throw new HeadstartError("HS_REGISTRY_UNAVAILABLE", { what: "told to fail" });
+    if (!quiet) {
+      appendFileSync(join(control, "faults"), `${range.start} ${range.end}\n`);
+      await sleep(setting("delay", 0), undefined, { signal });
+      if (existsSync(join(control, "fail")))
+        throw new HeadstartError("HS_REGISTRY_UNAVAILABLE", { what: "told to fail" });
+    }
     const start = alignDown(range.start, 4096);
     const bytes = Buffer.alloc(alignUp(range.end, 4096) - start);
     readFully(source, bytes, start);
