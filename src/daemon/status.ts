@@ -14,6 +14,7 @@ export interface StatusSources {
   mounts(): unknown;
   starts(): unknown;
   snapshots(): unknown;
+  fetches(): unknown;
   config(): unknown;
   metrics(): Promise<string>;
 }
@@ -24,6 +25,7 @@ const ROUTES = {
   "/v1/mounts": "mounts",
   "/v1/starts": "starts",
   "/v1/snapshots": "snapshots",
+  "/v1/fetches": "fetches",
   "/v1/config": "config",
 } as const;
 

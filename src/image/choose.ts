@@ -35,7 +35,6 @@ export async function chooseIndex(
 ): Promise<Choice> {
   const { loaded } = image;
   const facts = { manifest: loaded.manifestDescriptor.digest, layers: loaded.layers };
-  const reasons: string[] = [];
   for (const format of FORMATS) {
     try {
       const digest = format.boundIndex(loaded.manifest);
@@ -52,30 +51,63 @@ export async function chooseIndex(
       };
     }
   }
+  if (!allowsReferrers(options.policy)) return { index: null, reason: "the manifest names no index" };
+  return await chooseReferrer(image, reader, options.signal);
+}
+
+async function chooseReferrer(
+  image: OpenedImage,
+  reader: ImageReader,
+  signal: AbortSignal | undefined,
+): Promise<Choice> {
+  const { loaded } = image;
+  const facts = { manifest: loaded.manifestDescriptor.digest, layers: loaded.layers };
+  const reasons: string[] = [];
   for (const format of FORMATS) {
     if (format.referrerType === null) continue;
     try {
-      const found = await reader.referrers(facts.manifest, {
-        artifactType: format.referrerType,
-        ...(options.signal && { signal: options.signal }),
-      });
-      if (found.length === 0) continue;
-      if (!allowsReferrers(options.policy)) {
-        reasons.push(`${format.name} index found, policy is ${options.policy}`);
-        continue;
-      }
-      for (const candidate of newestFirst(found)) {
-        const tables = format.readIndex(await reader.readManifest(candidate, options.signal), facts);
+      for (const candidate of newestFirst(await findReferrers(format, facts.manifest, reader, signal))) {
+        const tables = format.readIndex(await reader.readManifest(candidate, signal), facts);
         if (tables.size > 0) return { index: { format, digest: candidate.digest, bound: false, tables }, reason: null };
         reasons.push(`${format.name} index ${candidate.digest} has no table for any layer of this image`);
       }
     } catch (error) {
-      options.signal?.throwIfAborted();
-      if (isHeadstartError(error, "HS_NOT_FOUND", "HS_BLOB_NOT_FOUND")) continue;
+      signal?.throwIfAborted();
       reasons.push(`looking for a ${format.name} index failed: ${describeError(error)}`);
     }
   }
   return { index: null, reason: reasons.join("; ") || "no index" };
+}
+
+/**
+ * For the status alone, when the policy is `bound` and nothing is bound: says whether a lazy start was missed because of the policy. Null when there is nothing to say. Never throws.
+ */
+export async function missedByPolicy(
+  image: OpenedImage,
+  reader: ImageReader,
+  policy: TrustPolicy,
+  signal: AbortSignal,
+): Promise<string | null> {
+  for (const format of FORMATS) {
+    const found = await findReferrers(format, image.loaded.manifestDescriptor.digest, reader, signal).catch(() => []);
+    if (found.length > 0) return `${format.name} index found, policy is ${policy}`;
+  }
+  return null;
+}
+
+async function findReferrers(
+  format: FormatAdapter,
+  manifest: Digest,
+  reader: ImageReader,
+  signal: AbortSignal | undefined,
+) {
+  if (format.referrerType === null) return [];
+  try {
+    return await reader.referrers(manifest, { artifactType: format.referrerType, ...(signal && { signal }) });
+  } catch (error) {
+    if (isHeadstartError(error, "HS_NOT_FOUND", "HS_BLOB_NOT_FOUND")) return [];
+    throw error;
+  }
 }
 
 /** By the creation annotation where there is one; else the registry's order (specs/soci.md B26). */

@@ -26,7 +26,7 @@ import {
   readdirSync,
   statSync,
 } from "node:fs";
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Bitmap } from "../base/bitmap.ts";
 import { type Clock, systemClock } from "../base/clock.ts";
@@ -43,9 +43,10 @@ import { layoutLazy } from "../erofs/write.ts";
 import type { LayerIdentity, LayerRole, LazyLayer } from "../formats/format.ts";
 import { ByteBudget } from "./byte-budget.ts";
 import { Decoders } from "./decoders.ts";
+import { EagerPuller } from "./eager.ts";
 import { FillState } from "./fill-state.ts";
 import { Filler } from "./filler.ts";
-import type { UnitFetcher } from "./interfaces.ts";
+import type { BlobStream, UnitFetcher } from "./interfaces.ts";
 import { type LayerContent, type LayerHost, LayerImage } from "./layer-image.ts";
 import { readPlacement, type StoredPlacement, writePlacement } from "./placement-file.ts";
 import { makeRestMap } from "./rest.ts";
@@ -94,6 +95,7 @@ export class LayerStore implements AsyncDisposable {
   readonly #options: LayerStoreOptions;
   readonly #rows: LayerRows;
   readonly #decoders: Decoders;
+  readonly #eager: EagerPuller;
   readonly #open = new Map<number, LayerImage>();
   readonly #opening = new Flights<number, LayerImage>();
   readonly #creating = new Flights<string, LayerImage>();
@@ -104,6 +106,7 @@ export class LayerStore implements AsyncDisposable {
     this.#options = options;
     this.#rows = rows;
     this.#decoders = options.decoders ?? new Decoders();
+    this.#eager = new EagerPuller({ clock: options.clock ?? systemClock });
     this.#host = {
       clock: options.clock ?? systemClock,
       budget: new ByteBudget(options.backgroundBytes ?? 64 * MiB),
@@ -132,6 +135,16 @@ export class LayerStore implements AsyncDisposable {
   /** The row of that key that is not broken. */
   find(key: LayerKey): LayerRow | null {
     return this.#rows.find(key);
+  }
+
+  /** A layer of that content that can be mounted now, in whatever format it came: the most complete one. */
+  findUsable(identity: LayerIdentity, role: LayerRole): LayerRow | null {
+    const rank = (row: LayerRow) => USABLE.indexOf(row.state.t);
+    const found = this.#rows
+      .all()
+      .filter((row) => row.identity.digest === identity.digest && row.identity.diffID === identity.diffID)
+      .filter((row) => row.role === role && rank(row) >= 0);
+    return found.toSorted((a, b) => rank(a) - rank(b) || a.id - b.id)[0] ?? null;
   }
 
   row(id: number): LayerRow | null {
@@ -168,6 +181,33 @@ export class LayerStore implements AsyncDisposable {
         throw isFull(error) ? diskFull(`layer ${row.identity.digest}`, error) : error;
       }
     });
+  }
+
+  /**
+   * Pulls a whole layer, or joins the pull that runs, or returns the layer that is there. `layer` has its id at once and its file when `done` resolves (its state is then "syncing" or "sealed").
+   * `done` throws as EagerPuller.pull; what may pass leaves the row "opening", and the next call tries again under the same id.
+   */
+  async createEager(options: {
+    identity: LayerIdentity;
+    role: LayerRole;
+    blob: BlobStream;
+    source: LayerSource;
+    onProgress?: (storedBytes: number) => void;
+  }): Promise<{ layer: LayerImage; done: Promise<void> }> {
+    const key = { identity: options.identity, role: options.role, format: EAGER, indexDigest: null };
+    const row = this.declare(key, options.source);
+    if (row.state.t !== "opening") {
+      const layer = this.#open.get(row.id) ?? (await this.get(row.id));
+      return { layer, done: layer.whenComplete() };
+    }
+    const layer = this.#image(row, null);
+    this.#open.set(row.id, layer);
+    layer.become({ t: "pulling" });
+    const done = this.#pull(row, layer, options.blob, options.onProgress);
+    // who only wants the layer need not listen
+    done.catch(() => {});
+    layer.hold(done.catch(() => {}));
+    return { layer, done };
   }
 
   /** The open layer. Throws HS_NOT_FOUND, HS_LAYER_BROKEN when its files cannot be used, HS_LAYER_STATE when it has none yet. */
@@ -210,6 +250,7 @@ export class LayerStore implements AsyncDisposable {
   /** Closes all layers. Filled units stay filled. */
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([...this.#open.values()].map((layer) => layer.close()));
+    await this.#eager[Symbol.asyncDispose]();
     if (this.#options.decoders === undefined) await this.#decoders[Symbol.asyncDispose]();
     this.#rows[Symbol.dispose]();
   }
@@ -237,6 +278,62 @@ export class LayerStore implements AsyncDisposable {
     layer.become({ t: "lazy" });
     this.#open.set(row.id, layer);
     return layer;
+  }
+
+  async #pull(
+    row: LayerRow,
+    layer: LayerImage,
+    blob: BlobStream,
+    onProgress: ((storedBytes: number) => void) | undefined,
+  ): Promise<void> {
+    const startedMs = performance.now();
+    const directory = this.#directory(row.id);
+    try {
+      await rm(directory, { recursive: true, force: true });
+      await mkdir(directory, { mode: 0o700 });
+      const request = { identity: row.identity, role: row.role, path: layer.path, uuid: layerUuid(row) };
+      const { tree, imageSize, streamLength } = await this.#eager.pull(request, blob, {
+        signal: layer.closing,
+        onProgress,
+      });
+      await writeTree(this.#file(row.id, "tree"), tree);
+      layer.closing.throwIfAborted();
+      this.#rows.setFacts(row.id, { imageSize, inodeCount: tree.inodeCount, streamLength });
+      layer.adopt(this.#completeContent(layer.path, imageSize));
+      publish("layer:pulled", {
+        layer: row.id,
+        storedBytes: blob.size,
+        streamLength,
+        pullMs: performance.now() - startedMs,
+      });
+    } catch (cause) {
+      const error = isFull(cause) ? diskFull(layer.what, cause) : cause;
+      this.#open.delete(row.id);
+      await rm(directory, { recursive: true, force: true });
+      layer.fail(error);
+      publish("layer:pull-failed", { layer: row.id, error });
+      throw error;
+    }
+    layer.hold(this.#sync(layer));
+  }
+
+  /** Makes a complete layer durable. Never throws: what is not synced is pulled again after a reboot, or synced by the next start. */
+  async #sync(layer: LayerImage): Promise<void> {
+    try {
+      for (const name of ["image", "tree"] as const) {
+        await using file = await open(this.#file(layer.id, name), constants.O_RDONLY);
+        await file.sync();
+      }
+      if (!layer.closing.aborted) layer.become({ t: "sealed" });
+    } catch (error) {
+      publish("layer:sync-failed", { layer: layer.id, error });
+    }
+  }
+
+  #completeContent(path: string, size: number): LayerContent {
+    const fillMap = new Bitmap(size / BLOCK_SIZE);
+    fillMap.setRange(0, fillMap.length);
+    return { fd: openSync(path, constants.O_RDONLY), size, fillMap, lazy: null };
   }
 
   /** A new layer file with metadata and holes, and its placement. Nothing may have it mounted. */
@@ -338,7 +435,11 @@ export class LayerStore implements AsyncDisposable {
     let layer: LayerImage;
     switch (row.state.t) {
       case "sealed":
-        layer = this.#openSealed(row);
+        layer = this.#image(row, this.#completeContent(this.#file(id, "image"), row.imageSize));
+        break;
+      case "syncing":
+        layer = this.#image(row, this.#completeContent(this.#file(id, "image"), row.imageSize));
+        layer.hold(this.#sync(layer));
         break;
       case "lazy":
       case "filling":
@@ -361,13 +462,6 @@ export class LayerStore implements AsyncDisposable {
     }
     this.#open.set(id, layer);
     return layer;
-  }
-
-  #openSealed(row: LayerRow): LayerImage {
-    const fd = openSync(this.#file(row.id, "image"), constants.O_RDONLY);
-    const fillMap = new Bitmap(row.imageSize / BLOCK_SIZE);
-    fillMap.setRange(0, fillMap.length);
-    return this.#image(row, { fd, size: row.imageSize, fillMap, lazy: null });
   }
 
   /** Throws HS_LAYER_BROKEN, and marks the row, when the files cannot be used. */
@@ -393,7 +487,7 @@ export class LayerStore implements AsyncDisposable {
     } catch (error) {
       if (kindOf(error) === "exhausted" || kindOf(error) === "canceled") throw error;
       const reason = `its files cannot be used: ${describeError(error)}`;
-      this.#rows.setState(row.id, { t: "broken", code: "HS_LAYER_BROKEN", reason });
+      this.#rows.setState(row.id, { t: "broken", code: "HS_LAYER_BROKEN", reason }, this.#options.bootId);
       throw new HeadstartError("HS_LAYER_BROKEN", { what: `layer ${row.identity.digest}: ${reason}`, cause: error });
     }
   }
@@ -406,7 +500,7 @@ export class LayerStore implements AsyncDisposable {
       fsyncDirectory(join(this.root, "layers"));
       failpoint("layer:sealed");
     }
-    this.#rows.setState(layer.id, state);
+    this.#rows.setState(layer.id, state, this.#options.bootId);
     if (state.t === "sealed") this.#rows.sync();
   }
 
@@ -425,21 +519,24 @@ export class LayerStore implements AsyncDisposable {
     for (const name of readdirSync(join(this.root, "layers"))) {
       const row = rows.get(Number(name));
       // what is being made or pulled begins anew; its row stays, since a snapshot may name it
-      if (row === undefined || row.state.t === "opening" || row.state.t === "pulling")
+      if (row === undefined || row.state.t === "opening" || row.state.t === "pulling" || this.#isLost(row))
         await rm(join(this.root, "layers", name), { recursive: true, force: true });
     }
     for (const row of rows.values()) {
-      const hasFile = existsSync(this.#file(row.id, "image"));
+      const become = (state: LayerState) => this.#rows.setState(row.id, state, this.#options.bootId);
       switch (row.state.t) {
         case "pulling":
-          this.#rows.setState(row.id, { t: "opening" });
+          become({ t: "opening", reason: "the pull was cut off" });
+          break;
+        case "syncing":
+          if (this.#isLost(row)) become({ t: "opening", reason: "the machine went down before it was synced" });
           break;
         case "filling":
         case "verifying":
-          this.#rows.setState(row.id, { t: "lazy" });
+          become({ t: "lazy" });
           break;
         case "sealed":
-          if (hasFile) await this.#dropLeftHelpers(row.id);
+          await this.#dropLeftHelpers(row.id);
           break;
         case "lazy":
         case "opening":
@@ -448,10 +545,15 @@ export class LayerStore implements AsyncDisposable {
         default:
           row.state satisfies never;
       }
-      if (!hasFile && (row.state.t === "sealed" || row.state.t === "lazy")) {
-        this.#rows.setState(row.id, { t: "broken", code: "HS_LAYER_BROKEN", reason: "its file is gone" });
-      }
+      const shouldHaveFile = row.state.t !== "opening" && row.state.t !== "pulling" && row.state.t !== "broken";
+      if (shouldHaveFile && !this.#isLost(row) && !existsSync(this.#file(row.id, "image")))
+        become({ t: "broken", code: "HS_LAYER_BROKEN", reason: "its file is gone" });
     }
+  }
+
+  /** Complete but not synced when the machine went down. */
+  #isLost(row: LayerRow): boolean {
+    return row.state.t === "syncing" && row.bootId !== this.#options.bootId;
   }
 
   async #dropLeftHelpers(id: number): Promise<void> {
@@ -459,6 +561,12 @@ export class LayerStore implements AsyncDisposable {
       await rm(this.#file(id, name), { force: true });
   }
 }
+
+/** Most complete first. */
+const USABLE: readonly LayerState["t"][] = ["sealed", "verifying", "filling", "lazy"];
+
+/** `format` of layers that were pulled whole. */
+export const EAGER = "eager";
 
 const SERVED_WHEN_BROKEN: readonly ErrorCode[] = ["HS_UNIT_DECODE", "HS_INDEX_MISMATCH", "HS_DIFFID_MISMATCH"];
 

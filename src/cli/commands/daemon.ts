@@ -1,0 +1,95 @@
+/** `headstart daemon`: becomes the supervisor, which starts the server. */
+
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import type { Command } from "commander";
+import { HeadstartError } from "../../base/errors.ts";
+import { loadConfig, printConfig } from "../../daemon/config.ts";
+
+export const DEFAULT_CONFIG = "/etc/headstart/config.toml";
+
+interface DaemonOptions {
+  readonly config?: string;
+  readonly root?: string;
+  readonly state?: string;
+  readonly address?: string;
+  readonly metrics?: string;
+  readonly logLevel?: string;
+  readonly printConfig?: boolean;
+  readonly teardown?: boolean;
+  readonly force?: boolean;
+}
+
+/** A program of ours: from the sources in a checkout, from the bundle when installed. */
+export function programPath(source: string, bundled: string): string {
+  const fromSource = join(import.meta.dirname, "../..", source);
+  return existsSync(fromSource) ? fromSource : join(import.meta.dirname, bundled);
+}
+
+export function registerDaemon(program: Command): void {
+  program
+    .command("daemon")
+    .description(
+      "The snapshotter service for containerd. Runs in the foreground until SIGTERM; containers keep running over a restart.",
+    )
+    .option("--config FILE", `configuration (TOML); default ${DEFAULT_CONFIG} if it is there`)
+    .option("--root DIR", "layers, snapshots and databases (default /var/lib/headstart)")
+    .option("--state DIR", "sockets, mounts and journals (default /run/headstart)")
+    .option("--address SOCK", "socket of the snapshots service (default STATE/headstart.sock)")
+    .option("--metrics HOST:PORT", "serve Prometheus metrics over TCP too")
+    .option("--log-level LEVEL", "debug, info, warn or error")
+    .option("--print-config", "print the effective configuration and where each value came from, then stop")
+    .option("--teardown", "stop a running daemon of this state directory and unmount everything of it, then stop")
+    .option("--force", "with --teardown: also what is busy")
+    .addHelpText(
+      "after",
+      `
+SIGTERM and SIGINT stop the server and the supervisor; layers that are mounted lazily need both, so stop them only when no container uses them, or replace the server alone with
+SIGHUP to the supervisor.
+
+containerd needs this (config version 2; see docs/start.md):
+  [proxy_plugins.headstart]
+    type = "snapshot"
+    address = "/run/headstart/headstart.sock"
+
+Examples:
+  headstart daemon
+  headstart daemon --print-config
+  headstart daemon --root /mnt/nvme/headstart --log-level debug
+`,
+    )
+    .action((options: DaemonOptions) => {
+      const overrides = new Map<string, string>();
+      for (const [key, value] of [
+        ["root", options.root],
+        ["state", options.state],
+        ["address", options.address],
+        ["metrics", options.metrics],
+        ["log_level", options.logLevel],
+      ] as const) {
+        if (value !== undefined) overrides.set(key, value);
+      }
+      const file = { path: options.config ?? DEFAULT_CONFIG, explicit: options.config !== undefined };
+      const loaded = loadConfig(file, overrides);
+      if (options.printConfig) {
+        process.stdout.write(printConfig(loaded));
+        return;
+      }
+      if (process.getuid?.() !== 0)
+        throw new HeadstartError("HS_USAGE", { what: "headstart daemon mounts file systems: it needs root" });
+      const supervisor = programPath("supervisor/main.ts", "supervisor.mjs");
+      const base = [process.execPath, supervisor, "--state", loaded.config.state];
+      const server = [
+        programPath("daemon/main.ts", "server.mjs"),
+        "--config",
+        file.path,
+        "--overrides",
+        JSON.stringify(Object.fromEntries(overrides)),
+      ];
+      const args = options.teardown
+        ? [...base, "--teardown", ...(options.force ? ["--force"] : [])]
+        : [...base, "--", process.execPath, ...server, ...(file.explicit ? ["--explicit-config"] : [])];
+      // execve: the process that was started is the supervisor, for systemd and for whoever holds its pid
+      process.execve?.(process.execPath, args, { ...process.env } as Record<string, string>);
+    });
+}

@@ -1,0 +1,201 @@
+/**
+ * The server process: builds the parts, connects them, and decides nothing. One AsyncDisposableStack, closed in reverse. Started by the supervisor, which holds /dev/fuse (inherited as
+ * HEADSTART_FUSE_FD) and starts the next one when this dies; everything here is found again from --root and --state.
+ *
+ *   main.ts [--config FILE] [--overrides JSON]
+ */
+
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { describeError, HeadstartError } from "../base/errors.ts";
+import { makePrivateDirectory } from "../base/files.ts";
+import { impliedLower } from "../erofs/overlay.ts";
+import { FetchScheduler } from "../fetch/scheduler.ts";
+import { FORMATS } from "../formats/all.ts";
+import { HoleServer } from "../fuse/hole-server.ts";
+import { ImageProvider } from "../image/provider.ts";
+import { LayerStore } from "../layer/store.ts";
+import { Chains } from "../mount/chain.ts";
+import { probeLadder } from "../mount/ladder.ts";
+import { LayerMounts } from "../mount/layers.ts";
+import { credentialSources } from "../oci/registry/auth/sources.ts";
+import { Registry } from "../oci/registry/registry.ts";
+import { ContainerdClient } from "../snapshotter/containerd.ts";
+import { ContainerdContent } from "../snapshotter/content.ts";
+import { serveSnapshotter } from "../snapshotter/server.ts";
+import { openSnapshotter } from "../snapshotter/snapshotter.ts";
+import { type DaemonConfig, type LoadedConfig, loadConfig } from "./config.ts";
+import { layerProvider } from "./layer-provider.ts";
+import { Observer } from "./observe.ts";
+import { serveMetrics, serveStatus } from "./status.ts";
+
+async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise<void> {
+  const { config } = loaded;
+  makePrivateDirectory(config.root);
+  makePrivateDirectory(config.state);
+  const observer = parts.use(new Observer(config.log_level));
+  const { log } = observer;
+
+  const registry = parts.use(openRegistry(config));
+  const scheduler = new FetchScheduler({
+    parallel: config.fetch.requests_per_host,
+    ...(config.fetch.bandwidth_bytes_per_second > 0 && {
+      backgroundBytesPerSecond: config.fetch.bandwidth_bytes_per_second,
+    }),
+  });
+  const store = parts.use(
+    await LayerStore.open(config.root, {
+      fetcher: scheduler,
+      openLazy: (name, { identity, role, table }) => {
+        const format = FORMATS.find((candidate) => candidate.name === name);
+        if (format === undefined) throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `layer format ${name}` });
+        return format.openLayer({ identity, role, table, extras: [] });
+      },
+      bootId: readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim(),
+      deadlineMs: config.fetch.demand_timeout_seconds * 1000,
+      // the next container that wants the layer gets a whole one
+      onIndexFailure: (layer) => images.maker.start(layer.id),
+    }),
+  );
+  const fd = Number(process.env.HEADSTART_FUSE_FD);
+  if (!Number.isInteger(fd) || fd < 3)
+    throw new HeadstartError("HS_USAGE", { what: "HEADSTART_FUSE_FD is not set: the supervisor starts this program" });
+  const server = parts.use(
+    await HoleServer.open({
+      fd,
+      stateDirectory: config.state,
+      faultDeadlineMs: config.fetch.demand_timeout_seconds * 1000 + 5000,
+    }),
+  );
+  await server.start();
+  const ladder = await probeLadder({
+    server,
+    directory: makePrivateDirectory(join(config.root, "probe")),
+    backing: config.mount.backing,
+  });
+  for (const warning of ladder.warnings)
+    log.warn({ event: "mount:warning", warning }, "a setting of this machine is dangerous");
+  log.info(
+    {
+      event: "mount:ladder",
+      overFuse: ladder.overFuse,
+      native: ladder.native,
+      directio: ladder.directio,
+      kernel: ladder.kernel,
+    },
+    "how layers are mounted here",
+  );
+  const mounts = await LayerMounts.open({ directory: join(config.root, "l"), server, ladder });
+  const chains = new Chains({ directory: join(config.root, "chains"), mounts, impliedLower });
+
+  const containerd = parts.use(new ContainerdClient(config.containerd.address));
+  const images = new ImageProvider({
+    store,
+    scheduler,
+    repository: (reference) => registry.repository(reference),
+    manifests: new ContainerdContent({ root: config.containerd.root, client: containerd }),
+    policy: config.trust.policy,
+    minLayerSize: config.lazy.min_layer_size,
+    eagerParallel: config.eager.parallel_layers,
+    background: config.fetch.background,
+  });
+  // containers may be waiting for holes of these right now
+  await Promise.all(
+    mounts.needed.map(async (id) => {
+      try {
+        mounts.serve(await store.get(id));
+        images.maker.start(id);
+      } catch (error) {
+        log.error(
+          { event: "mount:orphan", layer: id, error: describeError(error) },
+          "a mounted layer cannot be served",
+        );
+      }
+    }),
+  );
+  const snapshotter = parts.use(
+    await openSnapshotter({
+      root: config.root,
+      provider: layerProvider({ images, store, mounts, chains, ladder }),
+      containerdVersion: (signal) => containerd.version(signal),
+    }),
+  );
+  parts.use(await serveSnapshotter({ snapshotter, address: config.address }));
+
+  observer.gauge("layers", "Layers in the store", () => store.list().length);
+  observer.gauge("mounts", "Mounts of layers", () => mounts.status().length);
+  observer.gauge("faults_pending", "Reads that wait for a hole now", () => server.statistics().faultsPending);
+  const sources = {
+    images: () => images.images(),
+    layers: () => store.list().map(layerStatus),
+    mounts: () => ({ ladder, mounts: mounts.status(), fuse: server.statistics() }),
+    starts: () => observer.starts,
+    snapshots: () => snapshotter.status(),
+    fetches: () => scheduler.statistics(),
+    config: () => ({ values: config, origins: Object.fromEntries(loaded.origins) }),
+    metrics: () => observer.metrics.metrics(),
+  };
+  parts.use(await serveStatus(join(config.state, "status.sock"), sources));
+  if (config.metrics !== "") parts.use(await serveMetrics(config.metrics, sources));
+  writeFileSync(join(config.state, "ready"), `${process.pid}\n`);
+  log.info({ event: "daemon:ready", address: config.address, pid: process.pid }, "ready");
+}
+
+function openRegistry(config: DaemonConfig): Registry {
+  const { credential_provider_config, credential_provider_bin_dir, docker_config, hosts_dir } = config.registry;
+  const env = docker_config === "" ? process.env : { ...process.env, DOCKER_CONFIG: docker_config };
+  return new Registry({
+    hostsDirs: hosts_dir.split(":").filter((directory) => directory !== ""),
+    credentials: credentialSources({
+      env,
+      ...(credential_provider_config !== "" && {
+        kubelet: { configPath: credential_provider_config, binDir: credential_provider_bin_dir },
+      }),
+    }),
+  });
+}
+
+/** A row as design says status shows it: flat, with what is filled. */
+function layerStatus(row: ReturnType<LayerStore["list"]>[number]): Record<string, unknown> {
+  return {
+    id: row.id,
+    digest: row.identity.digest,
+    format: row.format,
+    role: row.role,
+    state: row.state.t,
+    reason: row.state.t === "broken" ? row.state.reason : (row.source.reason ?? null),
+    reference: row.source.reference ?? null,
+    compressedSize: row.identity.size,
+    size: row.imageSize,
+    diskBytes: row.diskBytes,
+    unitsFilled: row.fill?.unitsFilled ?? 0,
+    unitsTotal: row.fill?.unitsTotal ?? 0,
+    filledBytes: row.fill?.bytesFilled ?? (row.state.t === "sealed" ? row.imageSize : 0),
+    dataBytes: row.fill?.bytesTotal ?? row.imageSize,
+  };
+}
+
+const { values } = parseArgs({
+  options: { config: { type: "string" }, overrides: { type: "string" }, "explicit-config": { type: "boolean" } },
+});
+const parts = new AsyncDisposableStack();
+const ended = Promise.withResolvers<void>();
+for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => ended.resolve());
+try {
+  const overrides = new Map(
+    Object.entries(JSON.parse(values.overrides ?? "{}") as Record<string, string | number | boolean>),
+  );
+  const file =
+    values.config === undefined ? null : { path: values.config, explicit: values["explicit-config"] === true };
+  await serve(loadConfig(file, overrides), parts);
+  await ended.promise;
+  await parts.disposeAsync();
+  // reader threads may be blocked in read(2): only the end of the process ends them
+  process.exit(0);
+} catch (error) {
+  process.stderr.write(
+    `${JSON.stringify({ level: "error", event: "daemon:failed", message: describeError(error) })}\n`,
+  );
+  process.exit(1);
+}

@@ -1,0 +1,240 @@
+/**
+ * Makes layers and makes them again: whoever needs layer `id` asks `ready(id)` and gets its file, whether that takes nothing, a table, or a whole pull.
+ *
+ *   declared row ── lazy ──> tables fetched, verified, parsed ──> LayerImage with holes ──> background fill
+ *        │            └─ the index is bad, or turns out to lie ──> an eager layer of the same identity stands in
+ *        └──── eager ─────> whole blob streamed into the same kind of file ──> LayerImage
+ *
+ * One promise per layer: whoever asks meanwhile joins. A failure is forgotten when it has been told, so the next asker tries again. Claims (rows) stay what they were: which layer
+ * stands in for a bad one follows from its row alone, so a restart finds it again.
+ */
+
+import { describeError, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
+import { publish } from "../base/events.ts";
+import { Flights, Limit } from "../base/limit.ts";
+import type { FetchScheduler } from "../fetch/scheduler.ts";
+import { FORMATS } from "../formats/all.ts";
+import type { FormatAdapter } from "../formats/format.ts";
+import type { LayerImage } from "../layer/layer-image.ts";
+import type { LayerRow } from "../layer/rows.ts";
+import type { LayerStore } from "../layer/store.ts";
+import { type ImageReference, parseReference } from "../oci/reference.ts";
+import type { BlobHandle, ImageReader } from "../oci/store.ts";
+import { packSource, unpackSource } from "./source.ts";
+
+export const EAGER = "eager";
+
+export interface LayerMakerOptions {
+  readonly store: LayerStore;
+  readonly scheduler: FetchScheduler;
+  /** Reads hosts.toml; connects to nothing. */
+  readonly repository: (reference: ImageReference) => Promise<ImageReader>;
+  /** Whole layers pulled at once. */
+  readonly eagerParallel: number;
+  /** Complete lazy layers in the background. */
+  readonly background: boolean;
+}
+
+export class LayerMaker {
+  readonly #options: LayerMakerOptions;
+  readonly #making = new Flights<number, LayerImage>();
+  readonly #pulls: Limit;
+  /** Each ends the use of a blob's source, by layer and reference. */
+  readonly #sources = new Map<number, Map<string, () => void>>();
+  /** What went wrong last, by layer, for the status. */
+  readonly #failures = new Map<number, string>();
+
+  constructor(options: LayerMakerOptions) {
+    this.#options = options;
+    this.#pulls = new Limit(options.eagerParallel);
+  }
+
+  /** Starts what `ready` would do; failures are told to whoever asks later. */
+  start(id: number): void {
+    this.ready(id).catch(() => {});
+  }
+
+  /** Why the layer could not be made the last time, or null. */
+  failure(id: number): string | null {
+    return this.#failures.get(id) ?? null;
+  }
+
+  /** Layers that stand in for `id` because its index is bad: they live as long as it does. */
+  standIn(id: number): number | null {
+    const row = this.#options.store.row(id);
+    if (row === null || row.format === EAGER) return null;
+    const eager = this.#options.store.find({
+      identity: row.identity,
+      role: row.role,
+      format: EAGER,
+      indexDigest: null,
+    });
+    return eager?.id ?? null;
+  }
+
+  /**
+   * The layer's file, mountable. Throws HS_NOT_FOUND for an unknown id, HS_REGISTRY_* and HS_DISK_FULL when a pull cannot be done now, HS_LAYER_REFUSED, HS_DIGEST_MISMATCH and
+   * HS_DIFFID_MISMATCH when it never can.
+   */
+  async ready(id: number, signal?: AbortSignal): Promise<LayerImage> {
+    const made = this.#making.join(id, () => this.#make(id));
+    if (signal === undefined) return await made;
+    signal.throwIfAborted();
+    let onAbort = () => {};
+    const aborted = new Promise<never>((_, reject) => {
+      onAbort = () => reject(signal.reason);
+      signal.addEventListener("abort", onAbort, { once: true });
+    });
+    try {
+      return await Promise.race([made, aborted]);
+    } finally {
+      signal.removeEventListener("abort", onAbort);
+    }
+  }
+
+  /** The layer's use is over: no source, no work. The caller has unmounted it. */
+  async remove(id: number): Promise<void> {
+    await this.#making
+      .join(id, () => Promise.reject(new HeadstartError("HS_CANCELED", { what: `layer ${id} is being removed` })))
+      .catch(() => {});
+    this.#endSources(id);
+    this.#failures.delete(id);
+    await this.#options.store.remove(id);
+  }
+
+  async #make(id: number): Promise<LayerImage> {
+    try {
+      const layer = await this.#makeOrReplace(id);
+      this.#failures.delete(id);
+      return layer;
+    } catch (error) {
+      if (kindOf(error) !== "canceled") this.#failures.set(id, describeError(error));
+      throw error;
+    }
+  }
+
+  async #makeOrReplace(id: number): Promise<LayerImage> {
+    const { store } = this.#options;
+    const row = store.row(id);
+    if (row === null) throw new HeadstartError("HS_NOT_FOUND", { what: `layer ${id}` });
+    if (row.format === EAGER) return await this.#eager(row);
+    try {
+      const layer = row.state.t === "opening" ? await this.#lazy(row) : await store.get(id);
+      if (layer.state.t === "broken")
+        throw new HeadstartError("HS_LAYER_BROKEN", { what: `${layer.what}: ${layer.state.reason}` });
+      this.#serve(layer, row);
+      return layer;
+    } catch (error) {
+      if (!isHeadstartError(error) || !REPLACEABLE.has(error.kind)) throw error;
+      // fail open to eager, never to wrong data
+      const reason = `its ${row.format} index cannot be used: ${describeError(error)}`;
+      publish("image:index-refused", { layer: id, digest: row.identity.digest, reason });
+      const source = { ...unpackSource(row.source), table: null, extras: [], reason };
+      return await this.ready(
+        store.declare({ identity: row.identity, role: row.role, format: EAGER, indexDigest: null }, packSource(source))
+          .id,
+      );
+    }
+  }
+
+  async #lazy(row: LayerRow): Promise<LayerImage> {
+    const source = unpackSource(row.source);
+    const format = formatNamed(row.format);
+    if (source.table === null)
+      throw new HeadstartError("HS_INDEX_INVALID", { what: `layer ${row.identity.digest}: its row names no table` });
+    if (source.table.size > format.tableBytesMax) {
+      throw new HeadstartError("HS_LIMIT", {
+        what: `${format.name} table of ${row.identity.digest}: ${source.table.size} bytes, at most ${format.tableBytesMax}`,
+      });
+    }
+    const reader = await this.#options.repository(parseReference(source.reference));
+    const [table, ...extras] = await Promise.all([
+      reader.openBlob(source.table).readAll({ limit: format.tableBytesMax }),
+      // hints: one that cannot be had is done without
+      ...source.extras.map((extra) =>
+        reader
+          .openBlob(extra)
+          .readAll({ limit: EXTRA_BYTES_MAX })
+          .catch(() => null),
+      ),
+    ]);
+    const lazy = format.openLayer({ identity: row.identity, role: row.role, table: table!, extras });
+    return await this.#options.store.createLazy({
+      identity: row.identity,
+      role: row.role,
+      format: row.format,
+      lazy,
+      indexBytes: table!,
+      indexDigest: source.table.digest,
+      source: row.source,
+    });
+  }
+
+  async #eager(row: LayerRow): Promise<LayerImage> {
+    const { store } = this.#options;
+    if (row.state.t === "sealed") return await store.get(row.id);
+    const { identity } = row;
+    const { reference } = unpackSource(row.source);
+    return await this.#pulls.run(async () => {
+      const blob = await this.#openBlob(reference, row);
+      return await store.pullEager(row.id, {
+        digest: identity.digest,
+        size: identity.size,
+        stream: (offset, options) => blob.stream(offset, { ...options, callerVerifies: true }),
+      });
+    });
+  }
+
+  /** From here on reads of the layer's holes have a source, and it is being completed. */
+  #serve(layer: LayerImage, row: LayerRow): void {
+    if (layer.isSealed) return;
+    if (!this.#sources.has(layer.id)) {
+      this.addSource(row, unpackSource(row.source).reference);
+      const end = () => this.#endSources(layer.id);
+      layer.whenSealed().then(end, end);
+    }
+    if (this.#options.background) layer.startBackground();
+  }
+
+  /** Another image holds the same layer: its repository and credentials are the fresher ones. */
+  addSource(row: LayerRow, reference: string): void {
+    const known = this.#sources.get(row.id) ?? new Map<string, () => void>();
+    if (known.has(reference)) return;
+    let opening: Promise<BlobHandle> | null = null;
+    const end = this.#options.scheduler.registerBlob(row.identity.digest, {
+      readRange: async (start, stop, options) => {
+        opening ??= this.#openBlob(reference, row);
+        try {
+          return await (await opening).readRange(start, stop, options);
+        } catch (error) {
+          // hosts.toml and credentials may have been mended meanwhile: the next read looks again
+          opening = null;
+          throw error;
+        }
+      },
+    });
+    this.#sources.set(row.id, known.set(reference, end));
+  }
+
+  async #openBlob(reference: string, row: LayerRow): Promise<BlobHandle> {
+    const { digest, size, mediaType } = row.identity;
+    return (await this.#options.repository(parseReference(reference))).openBlob({ mediaType, digest, size });
+  }
+
+  #endSources(id: number): void {
+    for (const end of this.#sources.get(id)?.values() ?? []) end();
+    this.#sources.delete(id);
+  }
+}
+
+/** A prefetch artifact: a few ranges. */
+const EXTRA_BYTES_MAX = 8 * 1024 * 1024;
+
+/** Failures of an index that a whole pull does not share. */
+const REPLACEABLE: ReadonlySet<string> = new Set(["corrupt", "invalid", "unsupported", "not-found"]);
+
+function formatNamed(name: string): FormatAdapter {
+  const format = FORMATS.find((candidate) => candidate.name === name);
+  if (format === undefined) throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `layer format ${name}` });
+  return format;
+}

@@ -1,0 +1,44 @@
+/** What a layer's row keeps about where it comes from: enough to make it again after a restart, and nothing secret. */
+
+import type { Digest } from "../base/digest.ts";
+import { HeadstartError } from "../base/errors.ts";
+import type { LayerSource } from "../layer/rows.ts";
+import { type Descriptor, readDescriptor } from "../oci/descriptor.ts";
+
+export interface ImageLayerSource {
+  /** The image that wanted the layer first. */
+  readonly reference: string;
+  /** Its table and what is beside it; null for an eager layer. */
+  readonly table: Descriptor | null;
+  readonly extras: readonly Descriptor[];
+  /** Why the layer is not lazy, for the status. */
+  readonly reason: string | null;
+  /** Position of the layer in that image, lowest 0. */
+  readonly position: number;
+}
+
+export function packSource(source: ImageLayerSource): LayerSource {
+  return { ...source };
+}
+
+/** Throws HS_MALFORMED when the row was not written by us. */
+export function unpackSource(source: LayerSource): ImageLayerSource {
+  const { reference, table, extras, reason, position } = source;
+  if (typeof reference !== "string")
+    throw new HeadstartError("HS_MALFORMED", { what: "layer row: its source has no reference" });
+  return {
+    reference,
+    table: table == null ? null : readDescriptor(table, "layer row: table"),
+    extras: Array.isArray(extras) ? extras.map((extra) => readDescriptor(extra, "layer row: extra")) : [],
+    reason: typeof reason === "string" ? reason : null,
+    position: typeof position === "number" ? position : 0,
+  };
+}
+
+/** How much of the first bytes of a blob the access probe asks for: enough to be a range, too little to cost anything. */
+export const PROBE_BYTES = 512;
+
+export interface BlobAccess {
+  readonly digest: Digest;
+  readonly size: number;
+}
