@@ -120,3 +120,17 @@ test("ignored paths are left out, and the list of differences ends at its limit"
   const limited = await compareTrees(pair.left, pair.right, { limit: 2 });
   assert.equal(limited.differences.length, 2);
 });
+
+test("a directory's time from the unpack itself is not compared, a file's is", async () => {
+  using pair = trees();
+  const now = Date.now() / 1000;
+  for (const name of ["etc", "etc/passwd"]) utimesSync(join(pair.left, name), now, now);
+  const unpacked = { startMs: Date.now() - 10_000, endMs: Date.now() + 10_000 };
+  const { differences } = await compareTrees(pair.left, pair.right, { unpacked });
+  assert.deepEqual(
+    differences.map(({ path, what }) => `${path} ${what}`),
+    ["/etc/passwd mtime", "/etc/passwd- mtime"],
+  );
+  const strict = await compareTrees(pair.left, pair.right);
+  assert.equal(strict.differences.length, 3);
+});

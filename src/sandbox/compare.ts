@@ -31,6 +31,11 @@ export interface CompareOptions {
   readonly limit?: number;
   /** Paths from the root that are left out with all below them: "/etc/resolv.conf". */
   readonly ignore?: readonly string[];
+  /**
+   * When the left tree was unpacked, in milliseconds since 1970. A directory that no layer has an entry for gets the time of the unpack: such a time is no
+   * part of the image, and is not compared.
+   */
+  readonly unpacked?: { readonly startMs: number; readonly endMs: number };
   /** Attributes that are not compared, e.g. "mtime" where one tree was copied. */
   readonly without?: readonly string[];
   readonly signal?: AbortSignal;
@@ -104,13 +109,18 @@ class Walk {
     this.#same(path, "mode", octal(before), octal(after));
     this.#same(path, "uid", before.uid, after.uid);
     this.#same(path, "gid", before.gid, after.gid);
-    this.#same(path, "mtime", before.mtimeNs, after.mtimeNs);
+    if (type !== "dir" || !this.#madeByUnpack(before)) this.#same(path, "mtime", before.mtimeNs, after.mtimeNs);
     if (type !== "dir") {
       // a directory's size and link count are the file system's own business
       this.#same(path, "nlink", before.nlink, after.nlink);
       this.#same(path, "size", before.size, after.size);
     }
     if (type === "char" || type === "block") this.#same(path, "rdev", before.rdev, after.rdev);
+  }
+
+  #madeByUnpack(before: BigIntStats): boolean {
+    const { unpacked } = this.#options;
+    return unpacked !== undefined && before.mtimeMs >= unpacked.startMs && before.mtimeMs <= unpacked.endMs;
   }
 
   #xattrs(path: string, left: Buffer, right: Buffer): void {

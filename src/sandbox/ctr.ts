@@ -1,5 +1,6 @@
 /** containerd's own client, for what CRI cannot: pulls through the transfer service, snapshots, image mounts, removal with garbage collection. */
 
+import { mkdir } from "node:fs/promises";
 import { type Executed, type ExecuteOptions, execute } from "./process.ts";
 import type { ContainerdVersion } from "./tools.ts";
 
@@ -95,9 +96,11 @@ export class Ctr {
       });
   }
 
-  /** Mounts the image read-only at `target` (an existing directory); `unmountImage` undoes it. */
-  async mountImage(image: string, target: string, options: CtrPull = {}): Promise<void> {
+  /** Mounts the image read-only at `target`, which is made, until the result is disposed of. It must have been pulled in this namespace. */
+  async mountImage(image: string, target: string, options: CtrPull = {}): Promise<AsyncDisposable> {
+    await mkdir(target, { recursive: true });
     await this.call(["images", "mount", ...snapshotter(options), image, target]);
+    return { [Symbol.asyncDispose]: () => this.unmountImage(target, options) };
   }
 
   async unmountImage(target: string, options: CtrPull = {}): Promise<void> {

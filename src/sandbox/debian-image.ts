@@ -50,13 +50,28 @@ export async function writeDebianImage(layout: string, image: DebianImage, say: 
     .filter((one) => names.includes(set.assigned.get(one.name)!))
     .map((one) => one.stanza)
     .join("\n\n");
-  const top = layerOf([{ path: STATUS, data: `${status}\n\n` }, ...image.application], { createdBy: "application" });
+  const entries = withParents([{ path: STATUS, data: `${status}\n\n` }, ...image.application]);
+  const top = layerOf(entries, { createdBy: "application" });
   const stack = names.map((name) => {
     const layer = set.layers.get(name);
     if (layer === undefined) throw new HeadstartError("HS_NOT_FOUND", { what: `Debian layer ${name}` });
     return layer;
   });
   await writeImage(layout, [...stack, top], image);
+}
+
+/** A builder's layer has an entry for every directory above what it changed. */
+function withParents(entries: readonly TarEntry[]): TarEntry[] {
+  const all = new Map<string, TarEntry>([["./", { path: "./" }]]);
+  for (const entry of entries) {
+    const parts = entry.path.split("/").slice(0, entry.path.endsWith("/") ? -2 : -1);
+    for (const [index] of parts.entries()) {
+      const path = `${parts.slice(0, index + 1).join("/")}/`;
+      if (!all.has(path)) all.set(path, { path });
+    }
+    all.set(entry.path, entry);
+  }
+  return [...all.values()];
 }
 
 interface LayerSet {

@@ -22,6 +22,12 @@ const ENTRIES: readonly TarEntry[] = [
   { path: "pipe", type: "fifo" },
 ];
 
+async function all(chunks: AsyncIterable<Buffer>): Promise<Buffer[]> {
+  const found: Buffer[] = [];
+  for await (const chunk of chunks) found.push(chunk);
+  return found;
+}
+
 function workplace() {
   const root = mkdtempSync(join(tmpdir(), "headstart-tar-"));
   return { root, [Symbol.dispose]: () => rmSync(root, { recursive: true }) };
@@ -59,10 +65,10 @@ test("a tar is cut into members, and the members make a tar again", async () => 
     paths,
   );
   assert.equal(members[3]!.target, "etc/motd");
-  const whole = await Array.fromAsync(copyMembers(path, members));
+  const whole = await all(copyMembers(path, members));
   assert.ok(Buffer.concat(whole).equals(readFileSync(path)));
   const some = members.filter((member) => member.path.startsWith("etc"));
-  writeFileSync(join(place.root, "b.tar"), Buffer.concat(await Array.fromAsync(copyMembers(path, some))));
+  writeFileSync(join(place.root, "b.tar"), Buffer.concat(await all(copyMembers(path, some))));
   const listed = execFileSync("tar", ["tf", "b.tar"], { cwd: place.root, encoding: "utf8" });
   assert.equal(listed, "etc/motd\netc/same\netc/link\n");
 });
