@@ -7,6 +7,7 @@
 import type { Clock } from "../base/clock.ts";
 import { describeError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
+import { Flights } from "../base/limit.ts";
 import { entryId, type SnapshotDirectories } from "./directories.ts";
 import type { LayerProvider } from "./provider.ts";
 import type { SnapshotStore } from "./store.ts";
@@ -37,6 +38,7 @@ export interface PassResult {
 export class Garbage {
   readonly #parts: GarbageParts;
   readonly #unreleased = new Set<string>();
+  readonly #releases = new Flights<string, void>();
   #offers = 0;
   #lastOfferMs = Number.NEGATIVE_INFINITY;
   #timer: { readonly handle: NodeJS.Timeout; readonly dueMs: number } | null = null;
@@ -58,15 +60,17 @@ export class Garbage {
   }
 
   /** The owner's mounts may go. Never throws: what fails is tried again with the next pass. */
-  async release(owner: string): Promise<void> {
+  release(owner: string): Promise<void> {
     this.#unreleased.add(owner);
-    try {
-      await this.#parts.provider.release(owner);
-      this.#unreleased.delete(owner);
-    } catch (error) {
-      publish("snapshotter:release-failed", { owner, error: describeError(error) });
-      this.schedule(RETRY_MS);
-    }
+    return this.#releases.join(owner, async () => {
+      try {
+        await this.#parts.provider.release(owner);
+        this.#unreleased.delete(owner);
+      } catch (error) {
+        publish("snapshotter:release-failed", { owner, error: describeError(error) });
+        this.schedule(RETRY_MS);
+      }
+    });
   }
 
   schedule(delayMs: number = PASS_DELAY_MS): void {

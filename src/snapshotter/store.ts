@@ -8,6 +8,7 @@
 
 import { DatabaseSync, type SQLOutputValue, type StatementSync } from "node:sqlite";
 import { HeadstartError } from "../base/errors.ts";
+import { failpoint } from "../base/failpoint.ts";
 import type { LayerId } from "./provider.ts";
 
 export type SnapshotKind = "view" | "active" | "committed";
@@ -113,6 +114,7 @@ export class SnapshotStore {
     this.#depth++;
     try {
       const result = work();
+      failpoint("snapshotter:transaction");
       this.#database.exec("COMMIT");
       return result;
     } catch (error) {

@@ -13,7 +13,11 @@ import { FakeLayerProvider } from "./layer-provider.ts";
 /** A client over the Unix socket at `address`. `close` ends its connection. */
 export function connectSnapshots(address: string): { client: SnapshotsClient; close: () => void } {
   const baseUrl = "http://localhost";
-  const sessionManager = new Http2SessionManager(baseUrl, {}, { createConnection: () => connect(address) });
+  const sessionManager = new Http2SessionManager(
+    baseUrl,
+    {},
+    { createConnection: () => connect(address), maxSessionMemory: 64 },
+  );
   const transport = createGrpcTransport({ baseUrl, sessionManager });
   return { client: createClient(Snapshots, transport), close: () => sessionManager.abort() };
 }

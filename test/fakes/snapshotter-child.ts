@@ -1,0 +1,12 @@
+/** A snapshotter in a process of its own, for tests that kill it: `node snapshotter-child.ts ROOT`. Its provider has one layer and offers it for every extraction. */
+
+import { join } from "node:path";
+import { FakeLayerProvider } from "./layer-provider.ts";
+import { startSnapshotter } from "./snapshots-client.ts";
+
+const root = process.argv[2]!;
+const provider = new FakeLayerProvider(join(root, "layers"));
+const layer = provider.addLayer();
+provider.decide = () => ({ kind: "lazy", layer });
+await startSnapshotter(root, { provider });
+process.stdout.write("ready\n");
