@@ -25,6 +25,8 @@ export interface DaemonSettings {
   /** Further tables of its configuration file, e.g. `{ mount: { backing: "loop" } }`. */
   readonly config?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
   readonly env?: Readonly<Record<string, string>>;
+  /** What is run instead of this checkout's `headstart`, e.g. that of a bundle. */
+  readonly command?: string;
 }
 
 export function daemonPlaces(directory: string) {
@@ -134,7 +136,7 @@ export class HeadstartDaemon implements AsyncDisposable {
 function launch(settings: DaemonSettings): Promise<Child> {
   const { config, log } = daemonPlaces(settings.directory);
   const options = settings.env === undefined ? {} : { env: settings.env };
-  return Child.start(COMMAND, ["daemon", "--config", config], { ...options, logFile: log });
+  return Child.start(settings.command ?? COMMAND, ["daemon", "--config", config], { ...options, logFile: log });
 }
 
 function daemonConfig(settings: DaemonSettings): string {

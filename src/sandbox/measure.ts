@@ -14,7 +14,7 @@ export interface MeasureOptions extends Omit<NodeOptions, "headstart" | "registr
   readonly meter: Meter;
   readonly workload: Workload;
   /** Absent: a plain pull by overlayfs. */
-  readonly headstart?: Pick<DaemonSettings, "policy" | "config" | "env">;
+  readonly headstart?: Pick<DaemonSettings, "policy" | "config" | "env" | "command">;
   /** With the container running and ready, before the node ends. */
   readonly ready?: (node: SandboxNode, started: Started) => Promise<void>;
 }

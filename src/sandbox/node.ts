@@ -23,7 +23,7 @@ export interface NodeOptions {
   readonly registries: readonly string[];
   readonly sandboxImage: string;
   /** Without it the node has overlayfs alone. */
-  readonly headstart?: Pick<DaemonSettings, "policy" | "config" | "env">;
+  readonly headstart?: Pick<DaemonSettings, "policy" | "config" | "env" | "command">;
   readonly logLevel?: "debug" | "info" | "warn";
   readonly say?: Say;
 }
