@@ -148,11 +148,12 @@ function gzipSpans(blob: Buffer, spanSize: number, version: 1 | 2) {
   using inflate = new GzipInflate({
     data() {},
     boundary(consumed, produced, bits) {
-      if (writer.count > 0 && produced - last <= spanSize) return;
+      if (writer.count > 0 && produced - last <= spanSize) return last + spanSize;
       writer.add(consumed, produced, bits, inflate.window);
       if (starts.length > 0) ends.push(consumed);
       starts.push(version === 1 && starts.length === 0 ? 10 : consumed - (bits === 0 ? 0 : 1));
       last = produced;
+      return last + spanSize;
     },
   });
   inflate.push(blob);
