@@ -1,0 +1,283 @@
+/**
+ * What overlayfs shows of a stack of layers, computed from their trees (specs/layer.md 8), and the one small lower on top of a chain that gives implied
+ * directories the attributes which a layer's own image cannot know (architecture, pull step 4). Pure functions; `trees` are lowest first, each as its
+ * layer alone makes it, the first one in the role "lowest".
+ */
+
+import {
+  childName,
+  type FileTree,
+  FileTreeBuilder,
+  FileType,
+  type InodeFields,
+  isWhiteout,
+  symlinkTarget,
+  xattrName,
+} from "./file-tree.ts";
+import { type ChainLayer, type DirectoryAttributes, resolveChain, shownXattrs } from "./implied.ts";
+
+export interface MergedTree {
+  readonly tree: FileTree;
+  /** Per inode of the tree: the layer (0 = lowest) and the inode there that its data and attributes come from. Of a directory: the topmost one. */
+  readonly layer: Uint16Array;
+  readonly inode: Uint32Array;
+}
+
+/** A directory of the merged view whose attributes in this chain are not those that the topmost layer's image shows. */
+export interface ImpliedDirectory {
+  /** One char a byte, absolute. */
+  readonly path: string;
+  readonly attributes: DirectoryAttributes;
+}
+
+/** The root file system that a container sees. Link counts are those of the layers, as overlayfs has them. */
+export function mergeTrees(trees: readonly FileTree[]): MergedTree {
+  if (trees.length === 1) return oneLayer(trees[0]!);
+  const chain = resolveChain(trees);
+  const builder = new FileTreeBuilder(directoryFields({ ...ROOT_ATTRIBUTES, xattrs: rootXattrs(chain) }));
+  const origins: Place[] = [{ layer: Math.max(0, chain.length - 1), inode: 0 }];
+  const known = chain.map(() => new Map<number, number>());
+  const merged: number[] = [];
+  const stack: { places: readonly Place[]; inode: number }[] = [
+    { places: chain.map((_, layer) => ({ layer, inode: 0 })).reverse(), inode: 0 },
+  ];
+  for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
+    const directories: typeof stack = [];
+    for (const [name, found] of mergedChildren(chain, top.places)) {
+      if (found.kind === "hidden" || found.kind === "left-out") continue;
+      const bytes = Buffer.from(name, "latin1");
+      const first = found.places[0]!;
+      const layer = chain[first.layer]!;
+      let inode = found.kind === "file" ? known[first.layer]!.get(first.inode) : undefined;
+      if (inode === undefined) {
+        inode = builder.addInode(
+          found.kind === "file" ? fileFields(layer.tree, first.inode) : directoryFields(layer.attributes(first.inode)),
+        );
+        origins.push(first);
+        if (found.kind === "file") known[first.layer]!.set(first.inode, inode);
+        else directories.push({ places: found.places, inode });
+        if (found.places.length > 1) merged.push(inode);
+      }
+      builder.addName(top.inode, bytes, inode);
+    }
+    while (directories.length > 0) stack.push(directories.pop()!);
+  }
+  const tree = builder.finish();
+  for (const [inode, { layer, inode: own }] of origins.entries()) {
+    if (tree.type[inode] !== FileType.directory) tree.nlink[inode] = chain[layer]!.tree.nlink[own]!;
+  }
+  for (const inode of merged) tree.nlink[inode] = 1;
+  if (chain.length > 1) tree.nlink[0] = 1;
+  return {
+    tree,
+    layer: Uint16Array.from(origins, ({ layer }) => layer),
+    inode: Uint32Array.from(origins, ({ inode }) => inode),
+  };
+}
+
+/** Layer `index` as its own directory looks in this chain: implied directories have what they took from below. */
+export function treeInChain(trees: readonly FileTree[], index: number): FileTree {
+  const chain = resolveChain(trees.slice(0, index + 1));
+  const layer = chain.at(-1)!;
+  if (layer.taken.size === 0 && layer.leftOut.size === 0) return layer.tree;
+  const { tree } = layer;
+  const copy = new FileTreeBuilder(inodeFields(layer, 0));
+  const numbers = new Map<number, number>([[0, 0]]);
+  const stack = [0];
+  for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
+    for (let dirent = tree.childStart[top]!; dirent < tree.childStart[top + 1]!; dirent++) {
+      const inode = tree.childInode[dirent]!;
+      if (layer.leftOut.has(inode)) continue;
+      let number = numbers.get(inode);
+      if (number === undefined) {
+        number = copy.addInode(inodeFields(layer, inode));
+        numbers.set(inode, number);
+        if (tree.type[inode] === FileType.directory) stack.push(inode);
+      }
+      copy.addName(numbers.get(top)!, Buffer.from(childName(tree, dirent)), number);
+    }
+  }
+  return { ...copy.finish(), hasMarks: tree.hasMarks };
+}
+
+/** The directories that `impliedLower` is made for, without their ancestors; ascending by nothing in particular. */
+export function impliedAttributes(trees: readonly FileTree[]): ImpliedDirectory[] {
+  return changedDirectories(resolveChain(trees))
+    .filter(({ changed, whiteout }) => changed && !whiteout)
+    .map(({ path, attributes }) => ({ path, attributes }));
+}
+
+/**
+ * The lower to put on top of a chain, or null when none is needed. It holds the directories whose attributes differ, with their ancestors (which look
+ * as they do anyway), and a whiteout for each directory that is not to be seen at all (C7).
+ */
+export function impliedLower(trees: readonly FileTree[]): FileTree | null {
+  if (trees.length < 2) return null;
+  const chain = resolveChain(trees);
+  if (chain.every(({ taken, leftOut }) => taken.size === 0 && leftOut.size === 0)) return null;
+  const directories = changedDirectories(chain);
+  if (directories.length === 0) return null;
+  const builder = new FileTreeBuilder(directoryFields({ ...ROOT_ATTRIBUTES, xattrs: rootXattrs(chain) }));
+  const inodes = new Map<Visited, number>();
+  for (const directory of directories) {
+    const inode = builder.addInode(directory.whiteout ? WHITEOUT : directoryFields(directory.attributes));
+    inodes.set(directory, inode);
+    const parent = directory.parent === null ? 0 : inodes.get(directory.parent)!;
+    builder.addName(parent, Buffer.from(directory.name, "latin1"), inode);
+  }
+  return builder.finish();
+}
+
+interface Place {
+  readonly layer: number;
+  readonly inode: number;
+}
+
+type MergedName =
+  /** A whiteout decides. */
+  | { readonly kind: "hidden" }
+  /** Nothing but directories that are left out in this chain. */
+  | { readonly kind: "left-out" }
+  | { readonly kind: "file"; readonly places: readonly [Place] }
+  /** `covered`: a left-out directory stands above the first place, so the raw stack shows that one's attributes. */
+  | { readonly kind: "directory"; readonly places: Place[]; open: boolean; readonly covered: boolean };
+
+const ROOT_ATTRIBUTES = { mode: 0o755, uid: 0, gid: 0, mtimeSeconds: 0, mtimeNanoseconds: 0 } as const;
+
+const WHITEOUT: InodeFields = {
+  type: FileType.char,
+  mode: 0,
+  uid: 0,
+  gid: 0,
+  mtimeSeconds: 0,
+  mtimeNanoseconds: 0,
+};
+
+/** Names of a merged directory; `places` are its parts, topmost first. */
+function mergedChildren(chain: readonly ChainLayer[], places: readonly Place[]): Map<string, MergedName> {
+  const names = new Map<string, MergedName>();
+  for (const { layer, inode: directory } of places) {
+    const { tree, leftOut } = chain[layer]!;
+    for (let dirent = tree.childStart[directory]!; dirent < tree.childStart[directory + 1]!; dirent++) {
+      const inode = tree.childInode[dirent]!;
+      const name = Buffer.from(childName(tree, dirent)).toString("latin1");
+      const above = names.get(name);
+      if (above !== undefined && above.kind !== "left-out" && !(above.kind === "directory" && above.open)) continue;
+      const isDirectory = tree.type[inode] === FileType.directory;
+      if (isDirectory && leftOut.has(inode)) {
+        if (above === undefined) names.set(name, { kind: "left-out" });
+        continue;
+      }
+      const place = { layer, inode };
+      if (above?.kind === "directory") {
+        if (isDirectory) above.places.push(place);
+        above.open = isDirectory && !isOpaque(tree, inode);
+      } else if (isDirectory) {
+        const covered = above !== undefined;
+        names.set(name, { kind: "directory", places: [place], open: !isOpaque(tree, inode), covered });
+      } else {
+        names.set(name, isWhiteout(tree, inode) ? { kind: "hidden" } : { kind: "file", places: [place] });
+      }
+    }
+  }
+  return names;
+}
+
+interface Visited {
+  readonly parent: Visited | null;
+  readonly name: string;
+  readonly path: string;
+  readonly attributes: DirectoryAttributes;
+  readonly changed: boolean;
+  readonly whiteout: boolean;
+}
+
+/** Directories of the merged view that need another look than the raw stack gives them, and their ancestors before them. */
+function changedDirectories(chain: readonly ChainLayer[]): Visited[] {
+  const wanted = new Set<Visited>();
+  const order: Visited[] = [];
+  const stack: { self: Visited | null; places: readonly Place[] }[] = [
+    { self: null, places: chain.map((_, layer) => ({ layer, inode: 0 })).reverse() },
+  ];
+  for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
+    for (const [name, found] of mergedChildren(chain, top.places)) {
+      if (found.kind === "file" || found.kind === "hidden") continue;
+      const path = `${top.self?.path ?? ""}/${name}`;
+      const whiteout = found.kind === "left-out";
+      let attributes: DirectoryAttributes = { ...ROOT_ATTRIBUTES, xattrs: new Map() };
+      let changed = whiteout;
+      if (found.kind === "directory") {
+        const first = found.places[0]!;
+        attributes = chain[first.layer]!.attributes(first.inode);
+        changed = found.covered || chain[first.layer]!.taken.has(first.inode);
+      }
+      const self: Visited = { parent: top.self, name, path, attributes, changed, whiteout };
+      order.push(self);
+      if (changed) for (let at: Visited | null = self; at !== null && !wanted.has(at); at = at.parent) wanted.add(at);
+      if (found.kind === "directory") stack.push({ self, places: found.places });
+    }
+  }
+  return order.filter((directory) => wanted.has(directory));
+}
+
+/** A one-layer image is a bind mount, no overlayfs: a char device 0:0 shows as a device. */
+function oneLayer(tree: FileTree): MergedTree {
+  return { tree, layer: new Uint16Array(tree.inodeCount), inode: Uint32Array.from(tree.type, (_, inode) => inode) };
+}
+
+function isOpaque(tree: FileTree, inode: number): boolean {
+  for (let index = tree.xattrStart[inode]!; index < tree.xattrStart[inode + 1]!; index++) {
+    if (Buffer.from(xattrName(tree, index)).toString("latin1") === "trusted.overlay.opaque") return true;
+  }
+  return false;
+}
+
+function rootXattrs(chain: readonly ChainLayer[]): ReadonlyMap<string, Uint8Array> {
+  const top = chain.at(-1);
+  return top === undefined ? new Map() : shownXattrs(top.tree, 0);
+}
+
+function directoryFields(attributes: DirectoryAttributes): InodeFields {
+  const { xattrs, ...rest } = attributes;
+  return { ...rest, type: FileType.directory, xattrs: xattrList(xattrs) };
+}
+
+function fileFields(tree: FileTree, inode: number): InodeFields {
+  const type = tree.type[inode]! as FileType;
+  const segments = [];
+  for (let index = tree.segmentStart[inode]!; index < tree.segmentStart[inode + 1]!; index++) {
+    segments.push({
+      fileOffset: tree.segmentFileOffset[index]!,
+      length: tree.segmentLength[index]!,
+      address: tree.segmentAddress[index]!,
+    });
+  }
+  return {
+    type,
+    mode: tree.mode[inode]!,
+    uid: tree.uid[inode]!,
+    gid: tree.gid[inode]!,
+    mtimeSeconds: tree.mtimeSeconds[inode]!,
+    mtimeNanoseconds: tree.mtimeNanoseconds[inode]!,
+    size: tree.size[inode]!,
+    rdevMajor: tree.rdevMajor[inode]!,
+    rdevMinor: tree.rdevMinor[inode]!,
+    segments,
+    xattrs: xattrList(shownXattrs(tree, inode)),
+    ...(type === FileType.symlink ? { target: symlinkTarget(tree, inode) } : {}),
+  };
+}
+
+/** An inode of a layer in its chain, with its opaque mark. */
+function inodeFields(layer: ChainLayer, inode: number): InodeFields {
+  const { tree } = layer;
+  if (tree.type[inode] !== FileType.directory) return fileFields(tree, inode);
+  const fields = directoryFields(layer.attributes(inode));
+  if (!isOpaque(tree, inode)) return fields;
+  const opaque = { name: Buffer.from("trusted.overlay.opaque"), value: Buffer.from("y") };
+  return { ...fields, xattrs: [...fields.xattrs!, opaque] };
+}
+
+function xattrList(xattrs: ReadonlyMap<string, Uint8Array>) {
+  return [...xattrs].map(([name, value]) => ({ name: Buffer.from(name, "latin1"), value }));
+}
