@@ -8,7 +8,7 @@
 import { closeSync } from "node:fs";
 import type { Bitmap } from "../base/bitmap.ts";
 import type { Clock } from "../base/clock.ts";
-import { describeError, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
+import { describeError, type ErrorCode, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import type { Range } from "../base/ranges.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
@@ -53,12 +53,24 @@ export interface LayerHost {
   readonly budget: ByteBudget;
   /** Persists the state; durably for "sealed". */
   save(layer: LayerImage, state: LayerState): void;
+  /** The layer file and all that stays with it are on disk when it resolves. */
+  makeDurable(layer: LayerImage): Promise<void>;
   /** Removes what a sealed layer does not need. */
   dropHelpers(layer: LayerImage): Promise<void>;
+  treePath(layer: LayerImage): string;
   readTree(layer: LayerImage): Promise<FileTree>;
   onIndexFailure(layer: LayerImage, error: HeadstartError): void;
   forget(layer: LayerImage): void;
 }
+
+/** Errors that the same blob gives every time. */
+const NEVER_RIGHT: readonly ErrorCode[] = [
+  "HS_DIFFID_MISMATCH",
+  "HS_LAYER_REFUSED",
+  "HS_EROFS_LIMIT",
+  "HS_LIMIT",
+  "HS_MALFORMED",
+];
 
 export class LayerImage implements AsyncDisposable {
   /** Row in store.ts; also the FUSE node. Never reused. */
@@ -74,6 +86,7 @@ export class LayerImage implements AsyncDisposable {
   #content: LayerContent | null;
   #background: Promise<void> | null = null;
   readonly #closing = new AbortController();
+  readonly #held = new Set<Promise<void>>();
   #settled = Promise.withResolvers<void>();
 
   constructor(options: {
@@ -112,8 +125,9 @@ export class LayerImage implements AsyncDisposable {
     return `layer ${this.identity.digest}`;
   }
 
-  get isSealed(): boolean {
-    return this.#state.t === "sealed";
+  /** All bytes are there and were verified as a whole: the file may be mounted as it is, without us. */
+  get isComplete(): boolean {
+    return this.#state.t === "syncing" || this.#state.t === "sealed";
   }
 
   /** Bytes of the layer file. Throws HS_LAYER_STATE before there is one, as `fd` and `fillMap` do. */
@@ -147,8 +161,11 @@ export class LayerImage implements AsyncDisposable {
     });
   }
 
-  /** Resolves when the layer is sealed. Throws HS_LAYER_BROKEN when it never will be, HS_CANCELED when it is closed first. Starts nothing. */
-  async whenSealed(signal?: AbortSignal): Promise<void> {
+  /**
+   * Resolves when the layer is complete (`isComplete`). Throws HS_LAYER_BROKEN when it never will be, HS_CANCELED when it is closed first, and what made an eager pull fail. Starts
+   * nothing.
+   */
+  async whenComplete(signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
     if (signal === undefined) return await this.#settled.promise;
     let onAbort: (() => void) | undefined;
@@ -199,10 +216,32 @@ export class LayerImage implements AsyncDisposable {
     this.#settle();
   }
 
-  /** An eager pull has made the file. */
+  /** An eager pull has made the file and checked it. */
   adopt(content: LayerContent): void {
     if (this.#content !== null) throw new HeadstartError("HS_INTERNAL", { what: `${this.what} has a file already` });
     this.#content = content;
+    this.become({ t: "syncing" });
+  }
+
+  /** An eager pull has failed. What may pass leaves the layer "opening": the next pull begins anew under the same id. */
+  fail(error: unknown): void {
+    if (this.#state.t === "pulling") {
+      const reason = describeError(error);
+      if (isHeadstartError(error, ...NEVER_RIGHT)) this.become({ t: "broken", code: error.code, reason });
+      else this.become({ t: "opening", reason });
+    }
+    this.#settled.reject(error);
+  }
+
+  /** Aborts when the layer is closed. */
+  get closing(): AbortSignal {
+    return this.#closing.signal;
+  }
+
+  /** Work that `close` waits for. Must end when `closing` aborts, and must not reject. */
+  hold(work: Promise<void>): void {
+    this.#held.add(work);
+    void work.finally(() => this.#held.delete(work));
   }
 
   /** Ends all work and closes the descriptors. What was filled stays. The caller has made sure that nobody mounts it any more. */
@@ -211,6 +250,7 @@ export class LayerImage implements AsyncDisposable {
     const reason = new HeadstartError("HS_CANCELED", { what: `${this.what} was closed` });
     this.#closing.abort(reason);
     await this.#background;
+    await Promise.all(this.#held);
     const content = this.#content;
     this.#content = null;
     if (content !== null) {
@@ -233,7 +273,7 @@ export class LayerImage implements AsyncDisposable {
   }
 
   #settle(): void {
-    if (this.#state.t === "sealed") this.#settled.resolve();
+    if (this.isComplete) this.#settled.resolve();
     if (this.#state.t === "broken")
       this.#settled.reject(new HeadstartError("HS_LAYER_BROKEN", { what: `${this.what}: ${this.#state.reason}` }));
   }
@@ -255,13 +295,15 @@ export class LayerImage implements AsyncDisposable {
       });
       this.become({ t: "verifying" });
       await this.#checkWhole(lazy, signal);
+      await this.#host.makeDurable(this);
+      signal.throwIfAborted();
       this.become({ t: "sealed" });
       await this.#host.dropHelpers(this);
     } catch (error) {
       // a wrong index has made it broken already
       if (this.#state.t === "broken" || this.#state.t === "sealed") {
         publish("layer:background-error", { layer: this.id, error });
-      } else if (isHeadstartError(error, "HS_DIFFID_MISMATCH", "HS_INDEX_MISMATCH", "HS_UNIT_DECODE")) {
+      } else if (isHeadstartError(error) && error.kind === "corrupt") {
         this.become({ t: "broken", code: error.code, reason: describeError(error) });
       } else {
         if (kindOf(error) !== "canceled") publish("layer:background-error", { layer: this.id, error });
@@ -272,8 +314,10 @@ export class LayerImage implements AsyncDisposable {
 
   async #checkWhole(lazy: LazyContent, signal: AbortSignal): Promise<void> {
     const { restFd, placement, rest, streamLength } = lazy;
+    const { identity, role } = this;
+    const treePath = this.#host.treePath(this);
     await checkWhole(
-      { imageFd: this.fd, restFd, placement, rest, streamLength, diffID: this.identity.diffID },
+      { imageFd: this.fd, restFd, placement, rest, streamLength, identity, role, treePath },
       { what: this.what, signal },
     );
   }

@@ -266,7 +266,7 @@ test("the background fill completes, verifies and seals a layer, which then need
   const layer = await create(store, plain);
   layer.startBackground();
   layer.startBackground();
-  await layer.whenSealed();
+  await layer.whenComplete();
   assert.equal(layer.state.t, "sealed");
   assert.equal(fetcher.calls.length, plain.lazy.units.unitCount);
   await layer.close();
@@ -287,7 +287,7 @@ test("a layer whose whole is not what its diffID says is not sealed", async () =
   const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
   const layer = await create(store, plain);
   layer.startBackground();
-  await assert.rejects(layer.whenSealed(), (error) => isHeadstartError(error, "HS_LAYER_BROKEN"));
+  await assert.rejects(layer.whenComplete(), (error) => isHeadstartError(error, "HS_LAYER_BROKEN"));
   assert.equal(layer.state.t === "broken" && layer.state.code, "HS_DIFFID_MISMATCH");
 });
 
@@ -297,7 +297,7 @@ test("zeros behind the end of the archive that the index does not count do not h
   const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
   const layer = await create(store, plain);
   layer.startBackground();
-  await layer.whenSealed();
+  await layer.whenComplete();
 });
 
 test("the background fill waits out a registry that is away, and demand goes on meanwhile", async () => {
@@ -320,7 +320,7 @@ test("the background fill waits out a registry that is away, and demand goes on 
   const store = await openStore(newRoot(), plain, fetcher, { clock });
   const layer = await create(store, plain);
   layer.startBackground();
-  await layer.whenSealed();
+  await layer.whenComplete();
   assert.deepEqual(pauses, [1000, 2000, 4000]);
 });
 
@@ -370,7 +370,7 @@ test("a process that is killed while it fills loses nothing that it had filled, 
     assert.ok(before > 0 && before < plain.lazy.units.unitCount, `${before} units after ${point}`);
     for (let index = 0; index < FILES.length; index++) await assertFile(layer, plain, index);
     layer.startBackground();
-    await layer.whenSealed();
+    await layer.whenComplete();
     assert.equal(fetcher.calls.length, plain.lazy.units.unitCount - before);
   }
 });

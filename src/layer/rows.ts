@@ -30,6 +30,8 @@ export interface LayerRow extends LayerKey {
   readonly inodeCount: number;
   /** Bytes of the uncompressed stream. */
   readonly streamLength: number;
+  /** The boot in which the state was written. */
+  readonly bootId: string;
   readonly createdMs: number;
 }
 
@@ -52,6 +54,7 @@ const MIGRATIONS = [
      image_size INTEGER NOT NULL DEFAULT 0,
      inode_count INTEGER NOT NULL DEFAULT 0,
      stream_length INTEGER NOT NULL DEFAULT 0,
+     boot_id TEXT NOT NULL DEFAULT '',
      created_ms INTEGER NOT NULL
    ) STRICT;
    CREATE UNIQUE INDEX layers_by_key ON layers (key) WHERE state <> 'broken';`,
@@ -90,7 +93,7 @@ export class LayerRows implements Disposable {
     this.#byKey = this.#db.prepare("SELECT * FROM layers WHERE key = ? AND state <> 'broken'");
     this.#byId = this.#db.prepare("SELECT * FROM layers WHERE id = ?");
     this.#all = this.#db.prepare("SELECT * FROM layers ORDER BY id");
-    this.#setState = this.#db.prepare("UPDATE layers SET state = ?, code = ?, reason = ? WHERE id = ?");
+    this.#setState = this.#db.prepare("UPDATE layers SET state = ?, code = ?, reason = ?, boot_id = ? WHERE id = ?");
     this.#setFacts = this.#db.prepare(
       "UPDATE layers SET image_size = ?, inode_count = ?, stream_length = ? WHERE id = ?",
     );
@@ -128,9 +131,10 @@ export class LayerRows implements Disposable {
     return (this.#all.all() as SqlRow[]).map((row) => readRow(row)!);
   }
 
-  setState(id: number, state: LayerState): void {
-    const [code, reason] = state.t === "broken" ? [state.code, state.reason] : [null, null];
-    this.#setState.run(state.t, code, reason, id);
+  setState(id: number, state: LayerState, bootId: string): void {
+    const code = state.t === "broken" ? state.code : null;
+    const reason = (state.t === "broken" || state.t === "opening" ? state.reason : null) ?? null;
+    this.#setState.run(state.t, code, reason, bootId, id);
   }
 
   setFacts(id: number, facts: { imageSize: number; inodeCount: number; streamLength: number }): void {
@@ -175,6 +179,7 @@ function readRow(row: SqlRow | undefined): LayerRow | null {
     imageSize: row.image_size as number,
     inodeCount: row.inode_count as number,
     streamLength: row.stream_length as number,
+    bootId: row.boot_id as string,
     createdMs: row.created_ms as number,
   };
 }
@@ -183,6 +188,7 @@ function readState(row: SqlRow): LayerState {
   const name = LAYER_STATES.find((known) => known === row.state);
   if (name === undefined)
     throw new HeadstartError("HS_MALFORMED", { what: `layer ${row.id} is in state ${row.state}` });
+  if (name === "opening" && row.reason !== null) return { t: name, reason: row.reason as string };
   if (name !== "broken") return { t: name satisfies LayerStateName };
   return { t: name, code: row.code as ErrorCode, reason: row.reason as string };
 }

@@ -1,9 +1,9 @@
-/** Checks a filled layer as a whole and makes it durable, in a thread of its own: it reads and hashes everything once more. */
+/** Checks a filled layer as a whole, in a thread of its own: it reads and hashes everything once more. */
 
 import { Worker } from "node:worker_threads";
-import type { Digest } from "../base/digest.ts";
 import { type ErrorCode, HeadstartError } from "../base/errors.ts";
 import type { Placement } from "../erofs/placement.ts";
+import type { LayerIdentity, LayerRole } from "../formats/format.ts";
 import type { RestMap } from "./rest.ts";
 
 export interface SealRequest {
@@ -12,14 +12,17 @@ export interface SealRequest {
   readonly placement: Placement;
   readonly rest: RestMap;
   readonly streamLength: number;
-  readonly diffID: Digest;
+  readonly identity: LayerIdentity;
+  readonly role: LayerRole;
+  /** The tree that the index gave, and that is mounted (tree-file.ts). */
+  readonly treePath: string;
 }
 
 export type SealAnswer =
   | { readonly t: "sealed" }
   | { readonly t: "failed"; readonly code: ErrorCode; readonly what: string };
 
-/** Resolves when the layer file is what the diffID says and is on disk. Throws HS_DIFFID_MISMATCH, HS_INDEX_MISMATCH, HS_CANCELED. */
+/** Resolves when the layer file is what the diffID says. Throws HS_DIFFID_MISMATCH, HS_INDEX_MISMATCH, HS_LAYER_REFUSED, or the signal's reason. */
 export function checkWhole(request: SealRequest, options: { what: string; signal: AbortSignal }): Promise<void> {
   const { what, signal } = options;
   return new Promise((resolve, reject) => {

@@ -18,8 +18,11 @@ const EXISTING = new Set([
   "verifying>lazy",
   "verifying>sealed",
   "verifying>broken",
-  "pulling>sealed",
+  "pulling>opening",
+  "pulling>syncing",
   "pulling>broken",
+  "syncing>sealed",
+  "syncing>broken",
   "sealed>broken",
 ]);
 

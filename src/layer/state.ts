@@ -2,23 +2,27 @@
  * The states of a layer and the one function that moves between them. Nothing else writes a state.
  *
  *   opening ──> lazy ──> filling ──> verifying ──> sealed        with an index: holes are filled on demand, then in the background
- *      │         ▲          │            │            │
- *      │         └──────────┴────────────┘            │          the fill or the check was cut off (restart, full disk): still lazy
- *      └─> pulling ───────────────────────────────> sealed       without one: the whole blob in one pass
+ *    ▲  │        ▲          │            │
+ *    │  │        └──────────┴────────────┘ │                     the fill or the check was cut off (restart, full disk): still lazy
+ *    │  └─> pulling ──> syncing ─────────────────> sealed         without one: the whole blob in one pass
+ *    └─────────┘                                                 network away, full disk: it may be pulled again
  *
  *   any ──> broken (with a reason)                               never left: the layer is removed and made anew
  *
+ * Syncing: all bytes are there and have the right digests, but a power loss may still take them. Sealed: the same, durably.
  * A broken layer that has a mounted file stays readable where units can be verified; only what is known to be wrong answers EIO.
  */
 
 import { type ErrorCode, HeadstartError } from "../base/errors.ts";
 
 export type LayerState =
-  | { readonly t: "opening" }
+  /** `reason`: why the last attempt to pull it failed. */
+  | { readonly t: "opening"; readonly reason?: string }
   | { readonly t: "lazy" }
   | { readonly t: "filling" }
   | { readonly t: "verifying" }
   | { readonly t: "pulling" }
+  | { readonly t: "syncing" }
   | { readonly t: "sealed" }
   | { readonly t: "broken"; readonly code: ErrorCode; readonly reason: string };
 
@@ -30,6 +34,7 @@ export const LAYER_STATES = [
   "filling",
   "verifying",
   "pulling",
+  "syncing",
   "sealed",
   "broken",
 ] as const satisfies readonly LayerStateName[];
@@ -39,7 +44,8 @@ const EDGES: { readonly [from in LayerStateName]: readonly LayerStateName[] } = 
   lazy: ["filling", "broken"],
   filling: ["lazy", "verifying", "broken"],
   verifying: ["lazy", "sealed", "broken"],
-  pulling: ["sealed", "broken"],
+  pulling: ["opening", "syncing", "broken"],
+  syncing: ["sealed", "broken"],
   sealed: ["broken"],
   broken: [],
 };
@@ -61,6 +67,7 @@ export function isReadable(state: LayerState): boolean {
     case "lazy":
     case "filling":
     case "verifying":
+    case "syncing":
     case "sealed":
     case "broken":
       return true;

@@ -15,18 +15,8 @@
  */
 
 import { createHash } from "node:crypto";
-import {
-  closeSync,
-  constants,
-  existsSync,
-  fchmodSync,
-  fsyncSync,
-  ftruncateSync,
-  openSync,
-  readdirSync,
-  statSync,
-} from "node:fs";
-import { mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
+import { closeSync, constants, existsSync, ftruncateSync, openSync, readdirSync, statSync } from "node:fs";
+import { chmod, mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Bitmap } from "../base/bitmap.ts";
 import { type Clock, systemClock } from "../base/clock.ts";
@@ -34,7 +24,7 @@ import { type Digest, sha256, verifyDigest } from "../base/digest.ts";
 import { describeError, type ErrorCode, HeadstartError, kindOf } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import { failpoint } from "../base/failpoint.ts";
-import { fsyncDirectory, makePrivateDirectory, writeFully } from "../base/files.ts";
+import { makePrivateDirectory, writeFully } from "../base/files.ts";
 import { Flights } from "../base/limit.ts";
 import { MiB } from "../base/limits.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
@@ -111,7 +101,9 @@ export class LayerStore implements AsyncDisposable {
       clock: options.clock ?? systemClock,
       budget: new ByteBudget(options.backgroundBytes ?? 64 * MiB),
       save: (layer, state) => this.#save(layer, state),
+      makeDurable: (layer) => this.#makeDurable(layer),
       dropHelpers: (layer) => this.#dropHelpers(layer),
+      treePath: (layer) => this.#file(layer.id, "tree"),
       readTree: (layer) => this.#readTree(layer),
       onIndexFailure: (layer, error) => this.#options.onIndexFailure?.(layer, error),
       forget: (layer) => this.#open.delete(layer.id),
@@ -320,13 +312,20 @@ export class LayerStore implements AsyncDisposable {
   /** Makes a complete layer durable. Never throws: what is not synced is pulled again after a reboot, or synced by the next start. */
   async #sync(layer: LayerImage): Promise<void> {
     try {
-      for (const name of ["image", "tree"] as const) {
-        await using file = await open(this.#file(layer.id, name), constants.O_RDONLY);
-        await file.sync();
-      }
-      if (!layer.closing.aborted) layer.become({ t: "sealed" });
+      await this.#makeDurable(layer);
+      layer.become({ t: "sealed" });
     } catch (error) {
       publish("layer:sync-failed", { layer: layer.id, error });
+    }
+  }
+
+  /** What stays of a sealed layer is on disk when this resolves. In the thread pool: a large file may take seconds. */
+  async #makeDurable(layer: LayerImage): Promise<void> {
+    await chmod(layer.path, 0o400);
+    const directory = this.#directory(layer.id);
+    for (const path of [layer.path, this.#file(layer.id, "tree"), directory, join(this.root, "layers")]) {
+      await using file = await open(path, constants.O_RDONLY);
+      await file.sync();
     }
   }
 
@@ -493,13 +492,7 @@ export class LayerStore implements AsyncDisposable {
   }
 
   #save(layer: LayerImage, state: LayerState): void {
-    if (state.t === "sealed") {
-      fchmodSync(layer.fd, 0o400);
-      fsyncSync(layer.fd);
-      fsyncDirectory(this.#directory(layer.id));
-      fsyncDirectory(join(this.root, "layers"));
-      failpoint("layer:sealed");
-    }
+    if (state.t === "sealed") failpoint("layer:sealed");
     this.#rows.setState(layer.id, state, this.#options.bootId);
     if (state.t === "sealed") this.#rows.sync();
   }

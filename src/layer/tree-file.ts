@@ -47,8 +47,15 @@ export async function writeTree(path: string, tree: FileTree): Promise<void> {
   await writeSections(path, FORMAT, [Uint8Array.of(tree.hasMarks ? 1 : 0), ...treeArrays(tree)]);
 }
 
-/** The arrays of a tree as bytes, in a fixed order: two trees are equal if these are. */
-export function treeArrays(tree: FileTree): Uint8Array[] {
+export function sameTree(a: FileTree, b: FileTree): boolean {
+  const others = treeArrays(b);
+  return (
+    a.hasMarks === b.hasMarks && treeArrays(a).every((bytes, index) => Buffer.compare(bytes, others[index]!) === 0)
+  );
+}
+
+/** The arrays of a tree as bytes, in a fixed order. */
+function treeArrays(tree: FileTree): Uint8Array[] {
   return NAMES.map((name) => {
     const array = tree[name];
     return new Uint8Array(array.buffer, array.byteOffset, array.byteLength);

@@ -30,9 +30,10 @@ export class ZstdDecoder implements Disposable {
   constructor(options: { windowLogMax: number }) {
     this.#inputAddress = koffi.address(new Uint8Array(this.#input.buffer));
     this.#outputAddress = koffi.address(new Uint8Array(this.#output.buffer));
-    this.#context = ZSTD_createDCtx();
-    if (this.#context === null) throw new HeadstartError("HS_INTERNAL", { what: "zstd: out of memory" });
-    const result: number = ZSTD_DCtx_setParameter(this.#context, ZSTD_d_windowLogMax, options.windowLogMax);
+    const context: unknown = ZSTD_createDCtx();
+    if (context === null) throw new HeadstartError("HS_INTERNAL", { what: "zstd: out of memory" });
+    this.#context = context;
+    const result: number = ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, options.windowLogMax);
     if (ZSTD_isError(result) !== 0) throw new HeadstartError("HS_INTERNAL", { what: "zstd: windowLogMax" });
   }
 

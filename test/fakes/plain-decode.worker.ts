@@ -7,15 +7,15 @@ import { serveDecodes } from "../../src/layer/decode-unit.ts";
 import { headerOf } from "./plain-layer.ts";
 
 serveDecodes(parentPort!, (table: DecodeTable, units: UnitTable): UnitDecoder => {
-  const headers = table.headers as readonly { address: number; name: string }[];
+  const headers = table.headers as readonly { address: number; name: string; size: number }[];
   return {
     decode: (_, stored) => stored,
     check(unit, decoded) {
       const start = units.pieceAddress[unit]!;
-      for (const { address, name } of headers) {
+      for (const { address, name, size } of headers) {
         if (address < start || address + 512 > start + decoded.byteLength) continue;
         const header = decoded.subarray(address - start, address - start + 512);
-        if (Buffer.compare(header, headerOf(name)) !== 0)
+        if (Buffer.compare(header, headerOf(name, size)) !== 0)
           throw new HeadstartError("HS_INDEX_MISMATCH", { what: `the header at ${address} is not that of ${name}` });
       }
     },

@@ -24,4 +24,4 @@ const layer = await store.createLazy({
   source: {},
 });
 layer.startBackground();
-await layer.whenSealed();
+await layer.whenComplete();

@@ -1,13 +1,14 @@
 /**
- * A lazy layer of the simplest kind, for tests of layer/ and fetch/: a tar-like stream of 512-byte headers and padded data, stored as it is and cut into units of one
+ * A lazy layer of the simplest kind, for tests of layer/ and fetch/: a plain tar, cut into units of one
  * size. The codec "plain" (plain-decode.worker.ts) copies, and compares each header with what the index says.
  */
 
 import { createHash } from "node:crypto";
 import { type Digest, sha256 } from "../../src/base/digest.ts";
 import { alignUp } from "../../src/base/ranges.ts";
-import { type FileTree, FileTreeBuilder, FileType } from "../../src/erofs/file-tree.ts";
 import type { LayerIdentity, LazyLayer, UnitTable } from "../../src/formats/format.ts";
+import { LayerTreeBuilder } from "../../src/formats/tar/apply.ts";
+import { TarReader } from "../../src/formats/tar/records.ts";
 import type { StoredRange, UnitFetcher } from "../../src/layer/interfaces.ts";
 
 export interface PlainFile {
@@ -34,34 +35,36 @@ export function makePlainLayer(
   options: { unitBytes?: number; lies?: ReadonlySet<string>; diffID?: Digest } = {},
 ): PlainLayer {
   const unitBytes = options.unitBytes ?? 65_536;
-  const root = { mode: 0o755, uid: 0, gid: 0, mtimeSeconds: 0, mtimeNanoseconds: 0 };
-  const builder = new FileTreeBuilder(root);
-  const parts: Uint8Array[] = [];
-  const addresses: number[] = [];
-  let length = 0;
-  for (const file of files) {
-    parts.push(headerOf(options.lies?.has(file.name) ? `${file.name}?` : file.name));
-    length += BLOCK;
-    addresses.push(length);
-    const padded = new Uint8Array(alignUp(file.data.byteLength, BLOCK));
-    padded.set(file.data);
-    parts.push(padded);
-    const segments =
-      file.data.byteLength === 0 ? [] : [{ fileOffset: 0, length: file.data.byteLength, address: length }];
-    const inode = builder.addInode({
-      ...root,
-      type: FileType.regular,
-      mode: 0o644,
-      size: file.data.byteLength,
-      segments,
+  const stream = (headerName: (file: PlainFile) => string) => {
+    const parts = files.flatMap((file) => {
+      const padded = new Uint8Array(alignUp(file.data.byteLength, BLOCK));
+      padded.set(file.data);
+      return [headerOf(headerName(file), file.data.byteLength), padded];
     });
-    builder.addName(0, Buffer.from(file.name), inode);
-    length += padded.byteLength;
-  }
-  parts.push(new Uint8Array(2 * BLOCK));
-  const blob = new Uint8Array(Buffer.concat(parts));
+    return new Uint8Array(Buffer.concat([...parts, new Uint8Array(2 * BLOCK)]));
+  };
+  const blob = stream((file) => (options.lies?.has(file.name) ? `${file.name}?` : file.name));
   const digest = sha256(blob);
-  const headers = files.map((file, index) => ({ address: addresses[index]! - BLOCK, name: file.name }));
+  const addresses: number[] = [];
+  const builder = new LayerTreeBuilder("lowest", digest);
+  const reader = new TarReader(
+    {
+      entry(entry) {
+        addresses.push(entry.dataOffset);
+        return builder.add(entry).dataWanted;
+      },
+      data() {},
+    },
+    { layer: digest },
+  );
+  // the index tells what an honest stream says
+  reader.push(stream((file) => file.name));
+  reader.finish();
+  const headers = files.map(({ name, data }, index) => ({
+    address: addresses[index]! - BLOCK,
+    name,
+    size: data.byteLength,
+  }));
   return {
     blob,
     identity: { digest, size: blob.byteLength, mediaType: "plain", diffID: options.diffID ?? digest },
@@ -78,9 +81,19 @@ export function makePlainLayer(
   };
 }
 
-export function headerOf(name: string): Uint8Array {
-  const header = new Uint8Array(BLOCK);
-  header.set(Buffer.from(`file ${name}\n`));
+/** A ustar header of a regular file. */
+export function headerOf(name: string, size: number): Uint8Array {
+  const header = Buffer.alloc(BLOCK);
+  header.write(name, 0);
+  header.write("0000644\0", 100);
+  header.write("0000000\0", 108);
+  header.write("0000000\0", 116);
+  header.write(`${size.toString(8).padStart(11, "0")}\0`, 124);
+  header.write("00000000000\0", 136);
+  header.write("        0", 148);
+  header.write("ustar\x0000", 257);
+  const sum = header.reduce((total, byte) => total + byte, 0);
+  header.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148);
   return header;
 }
 
@@ -159,12 +172,4 @@ export class MemoryFetcher implements UnitFetcher {
   }
 
   promote(): void {}
-}
-
-/** The inode of a file in the root. */
-export function treeNames(tree: FileTree): string[] {
-  return Array.from(tree.childInode, (_, dirent) => {
-    const offset = tree.childNameOffset[dirent]!;
-    return Buffer.from(tree.bytes.subarray(offset, offset + tree.childNameLength[dirent]!)).toString();
-  });
 }
