@@ -89,7 +89,7 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
    * A manifest by tag or digest, with its descriptor. With a digest any host that may pull will do, and the bytes are checked against it; a tag needs a
    * host that may resolve, and the digest is that of the bytes, which must agree with Docker-Content-Digest.
    */
-  fetchManifest(which: string, signal?: AbortSignal): Promise<{ descriptor: Descriptor; bytes: Uint8Array }> {
+  async fetchManifest(which: string, signal?: AbortSignal): Promise<{ descriptor: Descriptor; bytes: Uint8Array }> {
     const digest = isDigest(which) ? which : undefined;
     const what = `${this.what}: manifest ${which}`;
     if (digest === undefined && !/^\w[\w.-]{0,127}$/.test(which)) {

@@ -142,7 +142,7 @@ async function readEndpoint(
     const tls = { ca, client, skipVerify: skipVerify ?? base.tls.skipVerify };
     return { ...base, ...common, tls };
   }
-  const url = URL.parse(server.startsWith("http") ? server : `https://${server}`);
+  const url = URL.parse(server.includes("://") ? server : `https://${server}`);
   if (url === null || !/^https?:$/.test(url.protocol) || url.host === "")
     throw bad(where, directory, "a URL of a host");
   const scheme = url.protocol === "http:" ? "http" : "https";

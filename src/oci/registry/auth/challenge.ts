@@ -23,7 +23,7 @@ export function parseChallenges(header: string | undefined): Challenge[] {
     const afterName = scanner.position;
     scanner.skip(/\s+/y);
     if (current !== undefined && scanner.match(/=(?!=*\s*(?:,|$))\s*/y) !== undefined) {
-      const value = scanner.quoted() ?? scanner.match(TOKEN) ?? scanner.match(/[^\s,"]+/y);
+      const value = scanner.quoted() ?? scanner.match(/[^\s,"]+/y);
       if (value === undefined) return challenges;
       if (!Object.hasOwn(current.parameters, name.toLowerCase())) define(current.parameters, name.toLowerCase(), value);
       continue;
