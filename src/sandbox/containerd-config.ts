@@ -146,10 +146,7 @@ function criOfVersion2(settings: ContainerdSettings): Table {
   };
 }
 
-/** hosts.toml for a registry that speaks plain HTTP, e.g. 127.0.0.1:5000. */
-export function plainHttpHosts(registry: string): string {
-  return stringify({
-    server: `http://${registry}`,
-    host: { [`http://${registry}`]: { capabilities: ["pull", "resolve", "push"] } },
-  });
+/** A hosts.toml that sends everything to one place, e.g. "http://127.0.0.1:5000". */
+export function hostsToml(url: string): string {
+  return stringify({ server: url });
 }

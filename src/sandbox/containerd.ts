@@ -8,7 +8,7 @@ import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { systemClock } from "../base/clock.ts";
 import { describeError, HeadstartError } from "../base/errors.ts";
-import { type ContainerdSettings, containerdConfig, containerdPlaces, plainHttpHosts } from "./containerd-config.ts";
+import { type ContainerdSettings, containerdConfig, containerdPlaces, hostsToml } from "./containerd-config.ts";
 import { CriClient, isUnimplemented } from "./cri-client.ts";
 import { Ctr } from "./ctr.ts";
 import { cgroupNameOf } from "./inventory.ts";
@@ -21,6 +21,8 @@ export interface ContainerdOptions extends Omit<ContainerdSettings, "runc"> {
   readonly runc?: string;
   /** Registries of plain HTTP, e.g. 127.0.0.1:5000. */
   readonly registries: readonly string[];
+  /** Registries that are asked through another place: "docker.io" -> "http://127.0.0.1:4000". */
+  readonly mirrors?: Readonly<Record<string, string>>;
   readonly say?: Say;
 }
 
@@ -48,10 +50,7 @@ export class Containerd implements AsyncDisposable {
       throw new HeadstartError("HS_USAGE", { what: `${places.socket} is too long for a socket` });
     }
     await mkdir(join(options.directory, "cni"), { recursive: true });
-    for (const registry of options.registries) {
-      mkdirSync(join(places.hosts, registry), { recursive: true });
-      writeFileSync(join(places.hosts, registry, "hosts.toml"), plainHttpHosts(registry));
-    }
+    writeHosts(places.hosts, options);
     writeFileSync(places.config, containerdConfig({ ...options, runc }));
     const containerd = new Containerd(options, programs, runc, await launch(programs, places));
     try {
@@ -135,6 +134,15 @@ export class Containerd implements AsyncDisposable {
   /** After `stop`: removes everything it stored. */
   async remove(): Promise<void> {
     await rm(this.options.directory, { recursive: true, force: true });
+  }
+}
+
+/** A hosts.toml for each registry: containerd's `ctr` and CRI, and headstart, read them. */
+export function writeHosts(directory: string, options: Pick<ContainerdOptions, "registries" | "mirrors">): void {
+  const plain = options.registries.map((registry): [string, string] => [registry, `http://${registry}`]);
+  for (const [registry, url] of [...plain, ...Object.entries(options.mirrors ?? {})]) {
+    mkdirSync(join(directory, registry), { recursive: true });
+    writeFileSync(join(directory, registry, "hosts.toml"), hostsToml(url));
   }
 }
 

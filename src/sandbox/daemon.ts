@@ -3,7 +3,7 @@
  * server processes and mounts; they are found by that folder. `await using` it.
  */
 
-import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { request } from "node:http";
 import { dirname, join } from "node:path";
 import { stringify } from "smol-toml";
@@ -73,6 +73,11 @@ export class HeadstartDaemon implements AsyncDisposable {
   /** Of the process that was started: the supervisor. */
   get pid(): number {
     return this.#child.pid;
+  }
+
+  /** Of the server that the supervisor runs now. */
+  get serverPid(): number {
+    return Number(readFileSync(join(this.places.state, "server.pid"), "utf8"));
   }
 
   /** The pids of all its processes. */

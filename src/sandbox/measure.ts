@@ -20,7 +20,7 @@ export interface MeasureOptions extends Omit<NodeOptions, "headstart" | "registr
 }
 
 /** The daemon's counter of reads that waited for the registry. */
-const FAULTS = "headstart_layer_faults_total";
+const FAULTS = "headstart_fault_wait_seconds_count";
 
 /** The node's folder is removed afterwards. */
 export async function measureStart(options: MeasureOptions): Promise<RunFigures> {

@@ -4,6 +4,7 @@
  */
 
 import { Agent, createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
+import { Agent as HttpsAgent, request as requestHttps } from "node:https";
 import type { AddressInfo } from "node:net";
 import { pipeline } from "node:stream/promises";
 import { systemClock } from "../base/clock.ts";
@@ -52,14 +53,14 @@ export class Meter implements AsyncDisposable {
   /** "127.0.0.1:PORT". */
   readonly host: string;
   readonly #server: Server;
-  readonly #agent = new Agent({ keepAlive: true, maxSockets: 64 });
-  readonly #upstream: { readonly host: string; readonly port: number };
+  readonly #agent: Agent;
+  readonly #upstream: URL;
   readonly #requests: MeteredRequest[] = [];
   readonly #open = new Set<MeteredRequest>();
   readonly #cap: Cap;
   #latencyMs: number;
 
-  /** `registry` is "HOST:PORT" of plain HTTP. */
+  /** `registry` is "HOST:PORT" of plain HTTP, or a URL such as "https://registry-1.docker.io". */
   static async start(registry: string, options: MeterOptions = {}): Promise<Meter> {
     const server = createServer();
     await new Promise<void>((resolve, reject) => {
@@ -70,8 +71,9 @@ export class Meter implements AsyncDisposable {
   }
 
   private constructor(server: Server, registry: string, options: MeterOptions) {
-    const [host = "", port = ""] = registry.split(":");
-    this.#upstream = { host, port: Number(port) };
+    this.#upstream = new URL(registry.includes("://") ? registry : `http://${registry}`);
+    const secure = this.#upstream.protocol === "https:";
+    this.#agent = new (secure ? HttpsAgent : Agent)({ keepAlive: true, maxSockets: 64 });
     this.#server = server;
     this.#cap = new Cap(options.bytesPerSecond);
     this.#latencyMs = options.latencyMs ?? 0;
@@ -165,17 +167,12 @@ export class Meter implements AsyncDisposable {
 
   #forward(incoming: IncomingMessage): Promise<IncomingMessage> {
     return new Promise((resolve, reject) => {
-      // the client's own Host goes along: the registry makes the Location of an upload of it
-      const outgoing = request(
-        {
-          ...this.#upstream,
-          agent: this.#agent,
-          method: incoming.method,
-          path: incoming.url,
-          headers: incoming.rawHeaders,
-        },
-        resolve,
-      );
+      const { protocol, hostname, port, host } = this.#upstream;
+      const secure = protocol === "https:";
+      // over plain HTTP the client's own Host goes along: the registry makes the Location of an upload of it
+      const headers = secure ? { ...incoming.headers, host } : incoming.rawHeaders;
+      const target = { hostname, port, agent: this.#agent, method: incoming.method, path: incoming.url, headers };
+      const outgoing = (secure ? requestHttps : request)(target, resolve);
       outgoing.once("error", reject);
       pipeline(incoming, outgoing).catch(reject);
     });

@@ -21,6 +21,8 @@ export interface NodeOptions {
   readonly version: ContainerdVersion;
   /** Registries of plain HTTP, "HOST:PORT". */
   readonly registries: readonly string[];
+  /** Registries that are asked through another place: "docker.io" -> "http://127.0.0.1:4000". */
+  readonly mirrors?: Readonly<Record<string, string>>;
   readonly sandboxImage: string;
   /** Without it the node has overlayfs alone. */
   readonly headstart?: Pick<DaemonSettings, "policy" | "config" | "env" | "command">;

@@ -3,13 +3,25 @@
 import assert from "node:assert/strict";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { loadImage } from "../../src/oci/manifest.ts";
+import { openSource } from "../../src/oci/open.ts";
+import { parseSource } from "../../src/oci/reference.ts";
 import { leftSince, takeInventory } from "../../src/sandbox/inventory.ts";
 import { Meter, type MeterOptions } from "../../src/sandbox/meter.ts";
 import { type NodeOptions, SandboxNode } from "../../src/sandbox/node.ts";
 import { PAUSE_NAME, writePauseImage } from "../../src/sandbox/pause.ts";
+import { type Executed, type ExecuteOptions, execute } from "../../src/sandbox/process.ts";
 import { pushImage } from "../../src/sandbox/push.ts";
 import { Registry } from "../../src/sandbox/registry.ts";
+
+const COMMAND = join(dirname(dirname(import.meta.dirname)), "bin/headstart");
+
+/** Runs the command line as a user does. */
+export function headstart(args: readonly string[], options: ExecuteOptions = {}): Promise<Executed> {
+  return execute(COMMAND, args, options);
+}
 
 export class Place implements AsyncDisposable {
   readonly root: string;
@@ -49,6 +61,34 @@ export class Place implements AsyncDisposable {
   async push(layout: string, name: string): Promise<string> {
     await pushImage(layout, name, `${this.registry.host}/e2e/${name}:1`);
     return this.reference(name);
+  }
+
+  /** Converts the image at the registry to SOCI v2 (the index is bound by the manifest); the reference of the result at the meter. */
+  async convertToSoci(name: string, options: readonly string[] = []): Promise<string> {
+    const source = `docker://${this.registry.host}/e2e/${name}:1`;
+    const target = `${this.registry.host}/e2e/${name}:soci`;
+    await headstart(["convert", source, `docker://${target}`, "--to", "soci", ...options]);
+    return `${this.meter.host}/e2e/${name}:soci`;
+  }
+
+  /** Compressed bytes of an image at the registry: its layers and configuration. */
+  async imageBytes(name: string, tag = "1"): Promise<number> {
+    await using reader = await openSource(parseSource(`docker://${this.registry.host}/e2e/${name}:${tag}`));
+    const { layers, configDescriptor } = await loadImage(reader);
+    return layers.reduce((sum, layer) => sum + layer.size, configDescriptor.size);
+  }
+
+  /** Repeats `check` until it passes or ten seconds are over. */
+  async eventually(check: () => Promise<void>): Promise<void> {
+    const deadline = Date.now() + 10_000;
+    for (;;) {
+      try {
+        return await check();
+      } catch (error) {
+        if (Date.now() > deadline) throw error;
+        await sleep(100);
+      }
+    }
   }
 
   /** A node of its own folder, ended with the place unless before. */
