@@ -22,7 +22,7 @@ export function layerProvider({ images, store, mounts, chains, ladder }: LayerPr
     // where a file with holes cannot be mounted, lazy means: in the background, but whole before its first use
     if (ladder.overFuse === null) {
       layer.startBackground();
-      await layer.whenSealed(signal);
+      await layer.whenComplete(signal);
     }
     return { kind: "layer", layer };
   };

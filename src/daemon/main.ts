@@ -125,11 +125,11 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
 
   observer.gauge("layers", "Layers in the store", () => store.list().length);
   observer.gauge("mounts", "Mounts of layers", () => mounts.status().length);
-  observer.gauge("faults_pending", "Reads that wait for a hole now", () => server.statistics().faultsPending);
+  observer.gauge("faults_pending", "Reads that wait for a hole now", () => server.statistics.faultsPending);
   const sources = {
     images: () => images.images(),
     layers: () => store.list().map(layerStatus),
-    mounts: () => ({ ladder, mounts: mounts.status(), fuse: server.statistics() }),
+    mounts: () => ({ ladder, mounts: mounts.status(), fuse: server.statistics }),
     starts: () => observer.starts,
     snapshots: () => snapshotter.status(),
     fetches: () => scheduler.statistics(),

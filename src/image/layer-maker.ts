@@ -17,12 +17,10 @@ import { FORMATS } from "../formats/all.ts";
 import type { FormatAdapter } from "../formats/format.ts";
 import type { LayerImage } from "../layer/layer-image.ts";
 import type { LayerRow } from "../layer/rows.ts";
-import type { LayerStore } from "../layer/store.ts";
+import { EAGER, type LayerStore } from "../layer/store.ts";
 import { type ImageReference, parseReference } from "../oci/reference.ts";
 import type { BlobHandle, ImageReader } from "../oci/store.ts";
 import { packSource, unpackSource } from "./source.ts";
-
-export const EAGER = "eager";
 
 export interface LayerMakerOptions {
   readonly store: LayerStore;
@@ -170,28 +168,37 @@ export class LayerMaker {
     });
   }
 
+  /** A row that is broken stays so: the pull is tried again under another, since its file may be another. */
   async #eager(row: LayerRow): Promise<LayerImage> {
     const { store } = this.#options;
-    if (row.state.t === "sealed") return await store.get(row.id);
-    const { identity } = row;
-    const { reference } = unpackSource(row.source);
-    return await this.#pulls.run(async () => {
+    const { identity, role, source } = row;
+    const { reference } = unpackSource(source);
+    const isWaiting = store.find({ identity, role, format: EAGER, indexDigest: null })?.state.t === "opening";
+    const pull = async () => {
       const blob = await this.#openBlob(reference, row);
-      return await store.pullEager(row.id, {
-        digest: identity.digest,
-        size: identity.size,
-        stream: (offset, options) => blob.stream(offset, { ...options, callerVerifies: true }),
+      const { layer, done } = await store.createEager({
+        identity,
+        role,
+        source,
+        blob: {
+          digest: identity.digest,
+          size: identity.size,
+          stream: (offset, options) => blob.stream(offset, { ...options, callerVerifies: true }),
+        },
       });
-    });
+      await done;
+      return layer;
+    };
+    return isWaiting ? await this.#pulls.run(pull) : await pull();
   }
 
   /** From here on reads of the layer's holes have a source, and it is being completed. */
   #serve(layer: LayerImage, row: LayerRow): void {
-    if (layer.isSealed) return;
+    if (layer.isComplete) return;
     if (!this.#sources.has(layer.id)) {
       this.addSource(row, unpackSource(row.source).reference);
       const end = () => this.#endSources(layer.id);
-      layer.whenSealed().then(end, end);
+      layer.whenComplete().then(end, end);
     }
     if (this.#options.background) layer.startBackground();
   }

@@ -556,7 +556,7 @@ export class LayerStore implements AsyncDisposable {
 }
 
 /** Most complete first. */
-const USABLE: readonly LayerState["t"][] = ["sealed", "verifying", "filling", "lazy"];
+const USABLE: readonly LayerState["t"][] = ["sealed", "syncing", "verifying", "filling", "lazy"];
 
 /** `format` of layers that were pulled whole. */
 export const EAGER = "eager";

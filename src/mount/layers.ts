@@ -36,7 +36,7 @@ export interface MountableLayer {
   readonly id: number;
   /** The layer file. */
   readonly path: string;
-  readonly isSealed: boolean;
+  readonly isComplete: boolean;
   readonly size: number;
   readonly fd: number;
   readonly fillMap: Bitmap;
@@ -147,7 +147,7 @@ export class LayerMounts {
     const overFuse = this.#mounted.get(this.#layerPath(layer.id, "fuse"));
     // its container runs on this mount: were it unmounted here, nobody would see after another restart that the file is needed
     const keeps = overFuse !== undefined && (overFuse.owners.has(owner) || this.#recovering);
-    const kind = keeps || !layer.isSealed ? "fuse" : "native";
+    const kind = keeps || !layer.isComplete ? "fuse" : "native";
     const path = this.#layerPath(layer.id, kind);
     return await this.#change(path, async () => {
       if (kind === "fuse") this.serve(layer);

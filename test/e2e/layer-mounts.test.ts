@@ -80,7 +80,7 @@ class Instance implements AsyncDisposable {
     return {
       id,
       path: join(directory, "image"),
-      isSealed: false,
+      isComplete: false,
       size: layout.size,
       fd,
       fillMap,
@@ -110,7 +110,7 @@ class Instance implements AsyncDisposable {
 }
 
 interface TestLayer extends MountableLayer {
-  isSealed: boolean;
+  isComplete: boolean;
   faults: number;
 }
 
@@ -194,7 +194,7 @@ for (const backing of ["auto", "loop"] as const) {
       const layer = instance.layer(8);
       const old = await mounts.mount("old", layer);
       await layer.ensure({ start: 0, end: layer.size }, {});
-      layer.isSealed = true;
+      layer.isComplete = true;
       const fresh = await mounts.mount("new", layer);
       assert.equal(fresh, join(instance.root, "l", "8"));
       assert.equal(await mounts.mount("old", layer), old);
@@ -224,7 +224,7 @@ test("after a restart mounts are adopted, owners are told again, and the rest is
   assert.deepEqual(second.needed.sort(), [1, 2, 3]);
   for (const layer of layers) second.serve(layer);
   // sealed meanwhile, but a container runs on the mount that is there
-  layers[1]!.isSealed = true;
+  layers[1]!.isComplete = true;
   assert.equal(await second.mount("owner", layers[1]!), join(instance.root, "l", "2f"));
   assert.equal(await second.mount("owner", layers[2]!), join(instance.root, "l", "3f"));
   await second.reap();
