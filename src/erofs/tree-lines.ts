@@ -131,6 +131,18 @@ export function bytesToText(bytes: Uint8Array): string {
   }
 }
 
+/** The reverse of `bytesToText`: lone surrogates U+DC80..U+DCFF are the bytes that they stand for. */
+export function textToBytes(text: string): Uint8Array {
+  const parts: Uint8Array[] = [];
+  // with the flag u a pair is one character, so what matches stands alone
+  for (const [part] of text.matchAll(/[\udc80-\udcff]|[^\udc80-\udcff]+/gu)) {
+    const code = part.charCodeAt(0);
+    const isEscape = part.length === 1 && code >= 0xdc80 && code <= 0xdcff;
+    parts.push(isEscape ? Uint8Array.of(code & 0xff) : Buffer.from(part));
+  }
+  return Buffer.concat(parts);
+}
+
 const STRICT = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** TextDecoder takes no shared memory. */

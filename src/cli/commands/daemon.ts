@@ -32,12 +32,12 @@ export function registerDaemon(program: Command): void {
     .description(
       "The snapshotter service for containerd. Runs in the foreground until SIGTERM; containers keep running over a restart.",
     )
-    .option("--config FILE", `configuration (TOML); default ${DEFAULT_CONFIG} if it is there`)
-    .option("--root DIR", "layers, snapshots and databases (default /var/lib/headstart)")
-    .option("--state DIR", "sockets, mounts and journals (default /run/headstart)")
-    .option("--address SOCK", "socket of the snapshots service (default STATE/headstart.sock)")
-    .option("--metrics HOST:PORT", "serve Prometheus metrics over TCP too")
-    .option("--log-level LEVEL", "debug, info, warn or error")
+    .option("--config <FILE>", `configuration (TOML); default ${DEFAULT_CONFIG} if it is there`)
+    .option("--root <DIR>", "layers, snapshots and databases (default /var/lib/headstart)")
+    .option("--state <DIR>", "sockets, mounts and journals (default /run/headstart)")
+    .option("--address <SOCK>", "socket of the snapshots service (default STATE/headstart.sock)")
+    .option("--metrics <HOST:PORT>", "serve Prometheus metrics over TCP too")
+    .option("--log-level <LEVEL>", "debug, info, warn or error")
     .option("--print-config", "print the effective configuration and where each value came from, then stop")
     .option("--teardown", "stop a running daemon of this state directory and unmount everything of it, then stop")
     .option("--force", "with --teardown: also what is busy")

@@ -64,7 +64,7 @@ export function registerStatus(program: Command): void {
   program
     .command("status")
     .description("What is lazy, how far it is filled, and why something is not.")
-    .option("--state DIR", "the daemon's state directory", DEFAULT_STATE)
+    .option("--state <DIR>", "the daemon's state directory", DEFAULT_STATE)
     .option("--json", "one object {images, layers, mounts}")
     .addHelpText(
       "after",
