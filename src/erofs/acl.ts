@@ -11,6 +11,8 @@ export const ACL_DEFAULT = "system.posix_acl_default";
 
 const Tag = { userObj: 0x01, user: 0x02, groupObj: 0x04, group: 0x08, mask: 0x10, other: 0x20 } as const;
 
+const TAGS: ReadonlySet<number> = new Set(Object.values(Tag));
+
 interface AclEntry {
   readonly tag: number;
   readonly permissions: number;
@@ -23,16 +25,21 @@ export type Acl = readonly AclEntry[];
 const VERSION = 2;
 const NOBODY = 0xffff_ffff;
 
-/** The ACL, "none" for a value that says nothing (setting it removes the ACL), or "malformed". */
-export function parseAcl(value: Uint8Array): Acl | "none" | "malformed" {
+/**
+ * The ACL, "none" for a value that says nothing (setting it removes the ACL), "version" for one of another version (EOPNOTSUPP), "malformed", or "unsound"
+ * when single entries are right but not as a whole. The kernel looks at the last only after it knows that there can be an ACL at all.
+ */
+export function parseAcl(value: Uint8Array): Acl | "none" | "version" | "malformed" | "unsound" {
   if (value.byteLength === 0) return "none";
-  if (value.byteLength < 4 || (value.byteLength - 4) % 8 !== 0) return "malformed";
+  if (value.byteLength < 4) return "malformed";
   const reader = new Reader(value, { what: "ACL" });
-  if (reader.u32() !== VERSION) return "malformed";
+  if (reader.u32() !== VERSION) return "version";
+  if (reader.remaining % 8 !== 0) return "malformed";
   const entries: AclEntry[] = [];
   while (reader.remaining > 0) entries.push({ tag: reader.u16(), permissions: reader.u16(), id: reader.u32() });
   if (entries.length === 0) return "none";
-  return isSound(entries) ? entries : "malformed";
+  if (entries.some(({ tag, id }) => !TAGS.has(tag) || (isNamed(tag) && id === NOBODY))) return "malformed";
+  return isSound(entries) ? entries : "unsound";
 }
 
 export function serializeAcl(acl: Acl): Uint8Array {
@@ -81,7 +88,7 @@ function isNamed(tag: number): boolean {
 function isSound(entries: Acl): boolean {
   let state: number = Tag.userObj;
   let needsMask = false;
-  for (const { tag, permissions, id } of entries) {
+  for (const { tag, permissions } of entries) {
     if ((permissions & ~7) !== 0) return false;
     switch (tag) {
       case Tag.userObj:
@@ -89,7 +96,7 @@ function isSound(entries: Acl): boolean {
         state = Tag.user;
         break;
       case Tag.user:
-        if (state !== Tag.user || id === NOBODY) return false;
+        if (state !== Tag.user) return false;
         needsMask = true;
         break;
       case Tag.groupObj:
@@ -97,7 +104,7 @@ function isSound(entries: Acl): boolean {
         state = Tag.group;
         break;
       case Tag.group:
-        if (state !== Tag.group || id === NOBODY) return false;
+        if (state !== Tag.group) return false;
         needsMask = true;
         break;
       case Tag.mask:

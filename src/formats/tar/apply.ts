@@ -31,6 +31,9 @@ export interface AddResult {
   readonly dataWanted: boolean;
 }
 
+/** Rows of specs/layer.md 9 where containerd refuses and we do not. */
+export type Contested = "C1" | "C2" | "C3" | "C5" | "C7";
+
 const WANTED: AddResult = { dataWanted: true };
 const UNWANTED: AddResult = { dataWanted: false };
 
@@ -64,6 +67,7 @@ export class LayerTreeBuilder {
   readonly #directoryEntries: DirectoryEntry[] = [];
   /** Lowest: paths of removed things that an entry of their own path had made (6.2: "what was never made by an entry of its own path"). */
   readonly #removedMade = new Set<string>();
+  readonly #contested = new Set<Contested>();
   #hasMarks = false;
   #memory = 0;
   #entry: TarEntry | null = null;
@@ -80,6 +84,11 @@ export class LayerTreeBuilder {
     this.#root.made = true;
     this.#resolver = new Resolver(nodeView(this.#root, role === "upper"));
     this.#lookup = new Resolver(nodeView(this.#root, false));
+  }
+
+  /** What containerd would have refused in this layer so far; C7 is known only with `lowers`. */
+  get contested(): ReadonlySet<Contested> {
+    return this.#contested;
   }
 
   add(entry: TarEntry): AddResult {
@@ -157,6 +166,7 @@ export class LayerTreeBuilder {
           throw this.#refuse("parent", "a parent of the entry is no directory");
         }
         // C5: below a whiteout of this layer stands a new directory that shows nothing of the layers below
+        this.#contested.add("C5");
         child = this.#makeDirectory(node, name);
         child.opaque = true;
       }
@@ -180,6 +190,7 @@ export class LayerTreeBuilder {
     if (this.#lowers === null || this.#role === "lowest") return directory;
     const source = askLowers(this.#lowers, path);
     if (source.kind === "blocked") {
+      this.#contested.add("C7");
       directory.blocked = true;
       directory.gid = 0;
     }
@@ -227,11 +238,14 @@ export class LayerTreeBuilder {
       whiteout.chown(entry.uid, entry.gid);
       parent.node.children!.set(name, whiteout);
     } else if (there.children !== null) {
-      // C2: a new directory, nothing from below
+      // a new directory, nothing from below
+      this.#contested.add("C2");
       there.opaque = true;
       if (there.implied) this.#makeOwn(there, parent.node);
+    } else {
+      // what stands there stays
+      this.#contested.add(there.isWhiteout ? "C3" : "C1");
     }
-    // C1, C3: whatever else stands there stays
   }
 
   /** An implied directory that takes nothing from below any more. */

@@ -90,7 +90,7 @@ export class Node {
   setXattr(name: string, value: Uint8Array): void {
     if (name === ACL_ACCESS || name === ACL_DEFAULT) {
       const acl = parseAcl(value);
-      if (acl === "none" || (acl !== "malformed" && name === ACL_ACCESS && isOnlyMode(acl))) {
+      if (acl === "none" || (typeof acl !== "string" && name === ACL_ACCESS && isOnlyMode(acl))) {
         this.xattrs?.delete(name);
         return;
       }

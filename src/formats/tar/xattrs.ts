@@ -22,9 +22,11 @@ export function judgeXattr(
   if (name === CAPABILITY) return isCapability(value) ? "set" : { reason: "a malformed security.capability" };
   if (name.startsWith("security.")) return "set";
   if (name === ACL_ACCESS || name === ACL_DEFAULT) {
-    if (type === FileType.symlink) return "drop";
     const acl = parseAcl(value);
+    if (acl === "version") return "drop";
     if (acl === "malformed") return { reason: `a malformed ${name}` };
+    if (type === FileType.symlink) return "drop";
+    if (acl === "unsound") return { reason: `a malformed ${name}` };
     if (name === ACL_DEFAULT && acl !== "none" && type !== FileType.directory) {
       return { reason: "a default ACL on something that is no directory" };
     }
