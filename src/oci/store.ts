@@ -35,6 +35,8 @@ export interface BlobHandle {
   readonly what: string;
   /** How many places may serve it (a registry and its mirrors). */
   readonly sourceCount: number;
+  /** True once a range was answered with the whole blob everywhere: lazy reading costs more than it saves then. */
+  readonly ignoresRanges?: boolean;
   /** The bytes from `offset` to the end. Leaving the loop early releases the connection. */
   stream(offset: number, options?: StreamOptions): AsyncIterable<Uint8Array>;
   /** Bytes [start, end). Throws HS_REGISTRY_*, HS_SIZE_MISMATCH, HS_BLOB_NOT_FOUND. */

@@ -72,6 +72,11 @@ export class RegistryBlob implements BlobHandle {
     return this.#parts.hosts.length;
   }
 
+  /** True once every host has answered a range with the whole blob. */
+  get ignoresRanges(): boolean {
+    return this.#parts.hosts.every((host) => host.ignoresRanges);
+  }
+
   stream(offset: number, options: StreamOptions = {}): AsyncIterable<Uint8Array> {
     const chunks = this.#read(offset, this.descriptor.size, "blob", options);
     return offset === 0 && !options.callerVerifies ? verified(chunks, this.descriptor, this.what) : chunks;
@@ -106,7 +111,10 @@ export class RegistryBlob implements BlobHandle {
   /** Exactly the bytes [start, end), in order, from whichever hosts can give them. */
   async *#read(start: number, end: number, kind: RequestKind, options: RangeOptions): AsyncGenerator<Uint8Array> {
     if (start === end) return;
-    const { hosts, clock, random, policy } = this.#parts;
+    const { clock, random, policy } = this.#parts;
+    // for a part of a blob, hosts that would send it whole come last
+    const hosts = [...this.#parts.hosts];
+    if (kind === "range") hosts.sort((a, b) => Number(a.ignoresRanges) - Number(b.ignoresRanges));
     const deadlineMs = DEADLINE_BASE_MS + ((end - start) / SLOWEST_BYTES_PER_SECOND) * 1000;
     const signal = withDeadline(options.signal, deadlineMs);
     let position = start;
@@ -264,8 +272,9 @@ export class RegistryBlob implements BlobHandle {
 
 const FINAL_URLS_MAX = 4096;
 
-/** A signed URL that is over: S3 says 403 or 400 ExpiredToken, others 401, 404 or 410. */
+/** A signed URL that is over: S3 says 403 or 400 ExpiredToken, others 401, 404 or 410; or its place moved. */
 function isStale(status: number): boolean {
+  if (status >= 300 && status < 400) return true;
   return status === 400 || status === 401 || status === 403 || status === 404 || status === 410;
 }
 

@@ -39,6 +39,7 @@ export interface RepositoryParts {
 /** For one host, retries included: a body that drips does not stall, but is no use. */
 const MANIFEST_DEADLINE_MS = 5 * 60_000;
 const RECENT_MAX = 16;
+const RECENT_BYTES_MAX = 1024 * 1024;
 const TAGS_MAX = 100_000;
 const TAGS_PAGE_BYTES = 4 * 1024 * 1024;
 
@@ -62,6 +63,10 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
 
   get tag(): string | undefined {
     return this.reference.tag;
+  }
+
+  can(capability: Capability): boolean {
+    return this.#parts.hosts.some((host) => host.can(capability));
   }
 
   /** The hosts that may do something, in order. Throws HS_CONFIG when hosts.toml leaves none. */
@@ -119,6 +124,7 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
   }
 
   #remember(digest: Digest, bytes: Uint8Array): void {
+    if (bytes.byteLength > RECENT_BYTES_MAX) return;
     if (this.#recent.size >= RECENT_MAX) this.#recent.delete(this.#recent.keys().next().value!);
     this.#recent.set(digest, bytes);
   }

@@ -8,6 +8,7 @@ import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
 import type { Authenticator, Authorization, AuthRound } from "./auth/authenticator.ts";
 import type { Capability, RegistryEndpoint } from "./hosts.ts";
 import type { Patience, RequestKind, Transport, TransportRequest, TransportResponse } from "./transport/transport.ts";
+import { abandonable } from "./wait.ts";
 
 export interface HostRequest {
   readonly method: TransportRequest["method"];
@@ -48,6 +49,7 @@ export class HostClient {
   readonly #authenticatorFor: (origin: URL) => Authenticator;
   readonly #userAgent: string;
   #scheme: "http" | "https" | undefined;
+  #settling: Promise<"http" | "https"> | undefined;
   #authenticator: Authenticator | undefined;
 
   constructor(parts: {
@@ -160,29 +162,30 @@ export class HostClient {
     return this.#authenticator;
   }
 
-  /** For a host that may speak either: asks once by TLS and takes plain HTTP if that is no TLS server. Mends `url`'s scheme. */
+  /** Mends the scheme of `url`, which is our guess until the host has answered once. */
   async #settleScheme(url: URL, signal: AbortSignal | undefined): Promise<void> {
     if (this.#scheme === undefined) {
-      const probe = new URL(`https://${this.endpoint.host}${this.endpoint.path}/`);
-      try {
-        const headers = { "user-agent": this.#userAgent };
-        const response = await this.#transport.send({
-          method: "GET",
-          url: probe,
-          kind: "probe",
-          headers,
-          patience: "none",
-          signal,
-        });
-        await response.discard();
-        this.#scheme ??= "https";
-      } catch (error) {
-        if (!isHeadstartError(error, "HS_REGISTRY_UNAVAILABLE") || !NOT_TLS.has(String(error.details.reason)))
-          throw error;
-        this.#scheme ??= "http";
-      }
+      this.#settling ??= this.#findScheme().finally(() => {
+        this.#settling = undefined;
+      });
+      this.#scheme = await abandonable(this.#settling, signal);
     }
     if (this.#scheme === "http" && url.protocol === "https:" && this.#isOwnHost(url)) url.protocol = "http:";
+  }
+
+  /** For a host that may speak either: asks once by TLS and takes plain HTTP if that is no TLS server. */
+  async #findScheme(): Promise<"http" | "https"> {
+    const url = new URL(`https://${this.endpoint.host}${this.endpoint.path}/`);
+    const headers = { "user-agent": this.#userAgent };
+    try {
+      const response = await this.#transport.send({ method: "GET", url, kind: "probe", headers, patience: "none" });
+      await response.discard();
+      return "https";
+    } catch (error) {
+      if (isHeadstartError(error, "HS_REGISTRY_UNAVAILABLE") && NOT_TLS.has(String(error.details.reason)))
+        return "http";
+      throw error;
+    }
   }
 
   #isOwnHost(url: URL): boolean {

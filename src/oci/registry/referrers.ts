@@ -33,10 +33,22 @@ export async function listReferrers(
   subject: Digest,
   options: ReferrersOptions,
 ): Promise<Descriptor[]> {
-  const all = await repository.tryHosts("referrers", options.signal, async (host, patience) => {
-    const listed = await askApi(repository, host, subject, options, patience);
-    return listed ?? (await readFallback(repository, subject, options.signal));
-  });
+  const what = `${repository.what}: referrers of ${subject}`;
+  let all: Descriptor[] | undefined;
+  // hosts.toml files from before containerd 2.2 do not name this capability
+  if (repository.can("referrers")) {
+    try {
+      all = await repository.tryHosts("referrers", options.signal, async (host, patience) => {
+        const listed = await askApi(repository, host, subject, options, patience);
+        // a mirror without the API is no reason not to ask the registry behind it
+        if (listed === undefined) throw new HeadstartError("HS_NOT_FOUND", { what: `${what}: no such API` });
+        return listed;
+      });
+    } catch (error) {
+      if (!isHeadstartError(error, "HS_NOT_FOUND")) throw error;
+    }
+  }
+  all ??= await readFallback(repository, subject, options.signal);
   return matching(all, options.artifactType);
 }
 

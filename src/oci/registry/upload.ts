@@ -64,10 +64,16 @@ export async function pushBlob(
       if (!replayable || attempt + 1 >= ATTEMPTS || !isHeadstartError(error)) throw error;
       // a proxy between us that limits bodies: smaller pieces may pass
       if (error.details.status === 413 && mode === "monolithic") mode = "chunked";
-      else if (error.code !== "HS_REGISTRY_UNAVAILABLE" && error.code !== "HS_REGISTRY_RATE") throw error;
+      else if (!isPassing(error, attempt)) throw error;
       await parts.clock.sleep(backoffMs(attempt, parts.policy, parts.random), options.signal);
     }
   }
+}
+
+/** A stream's request is not sent again by itself, so a token that ended just then is such a case too, once. */
+function isPassing(error: HeadstartError, attempt: number): boolean {
+  if (error.code === "HS_REGISTRY_AUTH") return attempt === 0;
+  return error.code === "HS_REGISTRY_UNAVAILABLE" || error.code === "HS_REGISTRY_RATE";
 }
 
 interface Session {
@@ -112,7 +118,7 @@ class Upload {
     };
   }
 
-  /** Everything in one PUT. The stream is verified on its way: a wrong one breaks the request before its last byte. */
+  /** Everything in one PUT. The stream is verified on its way here, and by the registry against the digest in the URL. */
   async sendWhole(session: Session, source: BlobSource): Promise<void> {
     const url = this.#closingUrl(session.url);
     const headers = {

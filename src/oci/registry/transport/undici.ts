@@ -6,6 +6,7 @@
 import { createSecureContext, getCACertificates, type SecureContext } from "node:tls";
 import { Agent, type Dispatcher, ProxyAgent } from "undici";
 import { HeadstartError } from "../../../base/errors.ts";
+import { machineAuthorities } from "./authorities.ts";
 import { type Environment, proxyFor } from "./proxy.ts";
 import type { Transport, TransportRequest, TransportResponse } from "./transport.ts";
 
@@ -39,7 +40,7 @@ export class UndiciTransport implements Transport, AsyncDisposable {
   readonly #timeouts: Timeouts;
   readonly #env: Environment;
   readonly #dispatchers = new Map<string, Dispatcher>();
-  #secureContext: SecureContext | undefined;
+  #secureContext: Promise<SecureContext> | undefined;
 
   constructor(options: { tls?: TlsSettings; timeouts?: Partial<Timeouts>; env?: Environment } = {}) {
     this.#tls = options.tls ?? PLAIN_TLS;
@@ -51,7 +52,9 @@ export class UndiciTransport implements Transport, AsyncDisposable {
     const { url, signal } = request;
     signal?.throwIfAborted();
     try {
-      const answer = await this.#dispatcher(url).request({
+      const dispatcher = await this.#dispatcher(url);
+      signal?.throwIfAborted();
+      const answer = await dispatcher.request({
         origin: url.origin,
         path: `${url.pathname}${url.search}`,
         method: request.method,
@@ -67,12 +70,15 @@ export class UndiciTransport implements Transport, AsyncDisposable {
     }
   }
 
-  #dispatcher(url: URL): Dispatcher {
+  async #dispatcher(url: URL): Promise<Dispatcher> {
     const proxy = proxyFor(url, this.#env);
-    const key = proxy?.href ?? "direct";
-    let dispatcher = this.#dispatchers.get(key);
+    const secure = url.protocol === "https:" || proxy?.protocol === "https:";
+    const key = `${secure} ${proxy?.href ?? "direct"}`;
+    const known = this.#dispatchers.get(key);
+    if (known !== undefined) return known;
+    const connect = { ...(secure ? await this.#tlsOptions() : {}), timeout: this.#timeouts.connectMs };
+    let dispatcher = this.#dispatchers.get(key); // somebody else may have made it meanwhile
     if (dispatcher === undefined) {
-      const connect = { ...this.#connectOptions(), timeout: this.#timeouts.connectMs };
       const options = { connections: CONNECTIONS_MAX, pipelining: 1, allowH2: false, keepAliveTimeout: 30_000 };
       dispatcher =
         proxy === undefined
@@ -89,14 +95,10 @@ export class UndiciTransport implements Transport, AsyncDisposable {
     return dispatcher;
   }
 
-  /** Reading some hundred authorities takes milliseconds, so all connections share one context. */
-  #connectOptions() {
-    this.#secureContext ??= createSecureContext({
-      ca: [...getCACertificates("default"), ...systemAuthorities(), ...this.#tls.ca],
-      cert: this.#tls.client.map((pair) => pair.cert),
-      key: this.#tls.client.map((pair) => pair.key),
-    });
-    return { secureContext: this.#secureContext, rejectUnauthorized: !this.#tls.skipVerify };
+  /** Reading hundreds of authorities takes milliseconds, so all connections share one context; unverified ones need none. */
+  async #tlsOptions() {
+    this.#secureContext ??= secureContext(this.#tls);
+    return { secureContext: await this.#secureContext, rejectUnauthorized: !this.#tls.skipVerify };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -106,13 +108,13 @@ export class UndiciTransport implements Transport, AsyncDisposable {
   }
 }
 
-/** What the machine's administrator added (/etc/ssl/certs): Go programs trust those too. */
-function systemAuthorities(): string[] {
-  try {
-    return getCACertificates("system");
-  } catch {
-    return []; // a machine without a store: Node's own authorities remain
-  }
+async function secureContext(tls: TlsSettings): Promise<SecureContext> {
+  const added = tls.skipVerify ? [] : [...(await machineAuthorities()), ...tls.ca];
+  return createSecureContext({
+    ...(added.length === 0 ? {} : { ca: [...getCACertificates("default"), ...added] }),
+    cert: tls.client.map((pair) => pair.cert),
+    key: tls.client.map((pair) => pair.key),
+  });
 }
 
 function basicOf(proxy: URL): string {
