@@ -18,6 +18,8 @@ export interface ReadOptions {
 export interface RangeOptions extends ReadOptions {
   /** Where the bytes are put (may be shared memory): at least `end - start` long. The result is a view of it. */
   readonly into?: Uint8Array | undefined;
+  /** Called when the first `count` bytes of the range are in `into`, so that they can be used before the rest has come. */
+  readonly onProgress?: ((count: number) => void) | undefined;
   /** How often this range came back with wrong bytes: attempt n begins with the nth source (mirror), modulo `sourceCount`. */
   readonly attempt?: number | undefined;
 }

@@ -232,6 +232,26 @@ test("mirrors are asked in order, with ns, and the registry itself last", async 
   assert.deepEqual(await blob.readAll(), BYTES);
 });
 
+test("hosts that ignore ranges are noticed, and asked last for parts", async () => {
+  await using origin = await FakeRegistry.start();
+  await using mirror = await FakeRegistry.start();
+  const descriptor = descriptorOf(origin.putBlob("app", BYTES));
+  mirror.putBlob("app", BYTES);
+  mirror.inject({ fault: { kind: "whole" } });
+  using hosts = await scratch({
+    [`${origin.host}/hosts.toml`]: `server = "http://${origin.host}"\n[host."http://${mirror.host}"]\n`,
+  });
+  await using it = await openReference(`${origin.host}/app`, { hostsDirs: [hosts.path] });
+  const blob = it.repo.openBlob(descriptor);
+  for (const at of [1000, 2000]) {
+    assert.deepEqual(Buffer.from(await blob.readRange(at, at + 9)), Buffer.from(BYTES.subarray(at, at + 9)));
+  }
+  assert.deepEqual([mirror.log.length, origin.log.length, blob.ignoresRanges], [1, 1, false]);
+  origin.inject({ fault: { kind: "whole" } });
+  await blob.readRange(1, 2);
+  assert.equal(blob.ignoresRanges, true);
+});
+
 test("every request is told as a fact without path, query or secret", async () => {
   await using it = await withBlob({ redirect: { lifetimeMs: 60_000 } });
   const facts: Record<string, unknown>[] = [];

@@ -88,6 +88,7 @@ export class RegistryBlob implements BlobHandle {
     for await (const chunk of this.#read(start, end, "range", options)) {
       target.set(chunk, position);
       position += chunk.byteLength;
+      options.onProgress?.(position);
     }
     return target;
   }

@@ -7,7 +7,7 @@ import { parseIndex } from "../manifest.ts";
 import { MEDIA_TYPES } from "../media-types.ts";
 import { parseNextLink } from "./link.ts";
 import { fallbackTag, forgetReferrer } from "./referrers.ts";
-import { openFake, patterned } from "./testing.ts";
+import { openFake, openReference, patterned, scratch } from "./testing.ts";
 
 const code = (wanted: ErrorCode) => (error: unknown) => isHeadstartError(error, wanted);
 const BYTES = patterned(200_000);
@@ -205,6 +205,19 @@ for (const api of [true, false]) {
     assert.equal((await it.repo.referrers(subject)).length, 3);
   });
 }
+
+test("a mirror without the referrers API is passed", async () => {
+  await using origin = await FakeRegistry.start();
+  await using mirror = await FakeRegistry.start({ referrersApi: false });
+  const subject = sha256(MANIFEST);
+  const document = { schemaVersion: 2, config: { mediaType: "a/b" }, subject: { digest: subject } };
+  origin.putManifest("app", document, MEDIA_TYPES.ociManifest);
+  using folder = await scratch({
+    [`${origin.host}/hosts.toml`]: `server = "http://${origin.host}"\n[host."http://${mirror.host}"]\n`,
+  });
+  await using it = await openReference(`${origin.host}/app`, { hostsDirs: [folder.path] });
+  assert.equal((await it.repo.referrers(subject)).length, 1);
+});
 
 test("a list of referrers that never ends is cut off, one that leads elsewhere is refused", async () => {
   await using fake = await FakeRegistry.start();

@@ -59,6 +59,22 @@ test("bearer: a token is fetched once for many requests at once", async () => {
   );
 });
 
+test("a source is asked once by requests that begin together, and one token serves them", async () => {
+  let asked = 0;
+  const slow: CredentialSource = {
+    name: "slow",
+    get: async () => {
+      asked++;
+      await systemClock.sleep(20);
+      return password("correct horse");
+    },
+  };
+  await using it = await withAuth({ kind: "bearer", users: USERS }, () => [slow]);
+  await Promise.all(Array.from({ length: 8 }, (_, index) => it.blob.readRange(index, index + 10)));
+  assert.equal(asked, 1);
+  assert.equal(it.fake.auth!.log.filter((one) => one.status === 200).length, 1);
+});
+
 test("bearer: OAuth's POST is tried first, the older GET serves where there is none", async () => {
   const sources = (host: string) => [fixedCredential(password("correct horse"), host, "x")];
   await using oauth = await withAuth({ kind: "bearer", users: USERS, oauth: true }, sources);

@@ -13,6 +13,7 @@ import type { Clock } from "../../../base/clock.ts";
 import { describeError, HeadstartError } from "../../../base/errors.ts";
 import { publish } from "../../../base/events.ts";
 import type { Secret } from "../../../base/secret.ts";
+import { abandonable } from "../wait.ts";
 import { type Challenge, parseChallenges, pickChallenge } from "./challenge.ts";
 import { basicHeader, bearerHeader, type Credential, type CredentialSource } from "./credentials.ts";
 import { mergeScopes } from "./scope.ts";
@@ -41,6 +42,7 @@ interface RepositoryState {
   renewal: number;
   forgottenAt: number;
   credential: { readonly value: Credential | undefined } | undefined;
+  asking: Promise<void> | undefined;
 }
 
 /** One request's way through the sources: those that it renewed already. */
@@ -113,6 +115,7 @@ export class Authenticator {
         renewal: 0,
         forgottenAt: Number.NEGATIVE_INFINITY,
         credential: undefined,
+        asking: undefined,
       };
       this.#states.set(repository, state);
     }
@@ -181,32 +184,40 @@ export class Authenticator {
     }
   }
 
-  /** The credential of the source in use; sources that have none for this host, or are broken, are passed. */
+  /** The credential of the source in use. Requests that begin together ask once: a helper is a process, and each credential its own token. */
   async #credential(
     repository: string,
     state: RepositoryState,
     signal: AbortSignal | undefined,
   ): Promise<Credential | undefined> {
-    if (state.credential !== undefined) return state.credential.value;
+    while (state.credential === undefined) {
+      state.asking ??= this.#ask(repository, state).finally(() => {
+        state.asking = undefined;
+      });
+      await abandonable(state.asking, signal);
+    }
+    return state.credential.value;
+  }
+
+  /** Sources that have none for this host, or are broken, are passed. They keep their own deadlines. */
+  async #ask(repository: string, state: RepositoryState): Promise<void> {
     while (state.source < this.#sources.length) {
       const index = state.source;
       const source = this.#sources[index]!;
       let value: Credential | undefined;
       try {
-        value = await source.get({ host: this.#host, repository }, signal);
+        value = await source.get({ host: this.#host, repository });
       } catch (error) {
-        signal?.throwIfAborted();
         publish("registry:credentials", { host: this.#host, source: source.name, error: describeError(error) });
       }
-      if (state.source !== index) continue; // somebody else moved on while we asked
+      if (state.source !== index) continue; // a refusal moved us on while we asked
       if (value !== undefined) {
         state.credential = { value };
-        return value;
+        return;
       }
       state.source++;
     }
     state.credential = { value: undefined };
-    return undefined;
   }
 }
 
