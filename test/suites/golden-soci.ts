@@ -7,6 +7,9 @@ import type { LayerIdentity } from "../../src/formats/format.ts";
 
 const GOLDEN = join(import.meta.dirname, "../golden");
 
+/** An OCI layout; tags are the variants. */
+export const fixtureDirectory = join(GOLDEN, "fixture/oci");
+
 export interface GoldenLayer extends LayerIdentity {
   readonly bytes: Buffer;
 }
