@@ -1,6 +1,7 @@
 /** The command line: parses, calls, prints. No logic of its own; each command is one file in commands/, loaded when it is used. */
 
 import { Command, CommanderError } from "commander";
+import { VERSION } from "../base/version.ts";
 import { registerCheck } from "./commands/check.ts";
 import { registerConvert } from "./commands/convert.ts";
 import { registerDaemon } from "./commands/daemon.ts";
@@ -10,7 +11,6 @@ import { registerInspect } from "./commands/inspect.ts";
 import { registerRun } from "./commands/run.ts";
 import { registerStatus } from "./commands/status.ts";
 import { EXIT, reportError } from "./exit.ts";
-import { VERSION } from "./version.ts";
 
 const HELP = `
 Sources:

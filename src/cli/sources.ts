@@ -11,13 +11,16 @@ import type { RegistryOptions } from "../oci/registry/registry.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { ContainerdClient } from "../snapshotter/containerd.ts";
 
-export interface SourceOptions {
-  readonly platform?: string;
-  readonly creds?: string;
+export interface AccessOptions {
+  readonly creds?: string | undefined;
   readonly hostsDir?: string;
   readonly containerdAddress?: string;
   readonly containerdRoot?: string;
   readonly namespace?: string;
+}
+
+export interface SourceOptions extends AccessOptions {
+  readonly platform?: string;
 }
 
 export function addSourceOptions(command: Command, options: { platform?: boolean } = {}): Command {
@@ -40,7 +43,7 @@ export function platformOf(options: { readonly platform?: string }): Platform {
 }
 
 /** `creds` hold for the host of `source` alone. */
-export function registryOptions(source: ImageSource, options: SourceOptions): RegistryOptions {
+export function registryOptions(source: ImageSource, options: AccessOptions): RegistryOptions {
   const creds =
     options.creds === undefined || source.kind !== "registry"
       ? {}
@@ -54,7 +57,7 @@ export function registryOptions(source: ImageSource, options: SourceOptions): Re
   };
 }
 
-export function openOptions(source: ImageSource, options: SourceOptions): OpenOptions {
+export function openOptions(source: ImageSource, options: AccessOptions): OpenOptions {
   const namespace = options.namespace ?? "k8s.io";
   return {
     registryOptions: registryOptions(source, options),
@@ -76,7 +79,7 @@ export function openOptions(source: ImageSource, options: SourceOptions): OpenOp
 }
 
 /** Opens what the user named. Throws HS_REFERENCE, HS_NOT_FOUND and what opening throws. */
-export async function openNamed(text: string, options: SourceOptions): Promise<ImageReader & AsyncDisposable> {
+export async function openNamed(text: string, options: AccessOptions): Promise<ImageReader & AsyncDisposable> {
   const source = parseSource(text);
   return await openSource(source, openOptions(source, options));
 }
