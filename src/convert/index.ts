@@ -136,6 +136,8 @@ async function describe(
 export interface PushIndexOptions {
   /** Where the indexes are: a layout that createIndex wrote to, say. */
   readonly source: ImageReader;
+  /** Where the image they are about can be read, if not there. */
+  readonly image?: ImageReader | undefined;
   /** The repository that has the image. */
   readonly destination: ImageWriter;
   /** What the destination has, to see which indexes the image has there already. */
@@ -158,7 +160,7 @@ export interface PushedIndex {
 /** Pushes, for each chosen image, its newest v1 index with all zTOCs: the last in the source's list. Throws HS_NOT_FOUND when there is none at all. */
 export async function pushIndex(options: PushIndexOptions): Promise<PushedIndex[]> {
   const { source, destination, signal, onProgress } = options;
-  const { images } = await chooseImages(source, options.platforms ?? "all", signal);
+  const { images } = await chooseImages(options.image ?? source, options.platforms ?? "all", signal);
   const copier = new Copier(source, destination, { signal, onProgress });
   const results: PushedIndex[] = [];
   for (const chosen of images) {

@@ -28,7 +28,7 @@ import {
 } from "../formats/soci/ondisk.ts";
 import { readZtoc, type Ztoc } from "../formats/soci/read.ts";
 import { annotation, type Descriptor } from "../oci/descriptor.ts";
-import { type LoadedImage, parseManifest } from "../oci/manifest.ts";
+import type { LoadedImage } from "../oci/manifest.ts";
 import { layerKind, MEDIA_TYPES } from "../oci/media-types.ts";
 import type { Platform } from "../oci/platform.ts";
 import type { Copier } from "./copy.ts";
