@@ -19,6 +19,7 @@ interface Asked {
   readonly finish: () => void;
   readonly fail: (error: Error) => void;
   readonly signal: AbortSignal;
+  readonly hold: () => Promise<void> | null;
 }
 
 /** A scheduler over one blob whose requests end when the test says so. */
@@ -32,7 +33,7 @@ function setUp(options: SchedulerOptions = {}) {
   });
   const asked: Asked[] = [];
   const unregister = scheduler.registerBlob(DIGEST, {
-    readRange: (start, end, { into, signal, attempt, onProgress }) =>
+    readRange: (start, end, { into, signal, attempt, onProgress, hold }) =>
       new Promise<void>((resolve, reject) => {
         const fill = (count: number) => {
           into.set(BLOB.subarray(start, start + count));
@@ -43,7 +44,7 @@ function setUp(options: SchedulerOptions = {}) {
           fill(end - start);
           resolve();
         };
-        asked.push({ start, end, attempt, progress: fill, finish, fail: reject, signal });
+        asked.push({ start, end, attempt, progress: fill, finish, fail: reject, signal, hold });
       }),
   });
   const get = (
@@ -248,4 +249,41 @@ test("whatever is asked for in whatever order, everybody gets exactly his bytes"
     }),
     { numRuns: 60 },
   );
+});
+
+test("while somebody waits, the bodies of background requests are not read on, unless he waits for them", async () => {
+  const { asked, get, scheduler } = setUp();
+  const background = [get(0, 100, "background"), get(10_000, 10_100, "background")];
+  await turn();
+  assert.equal(asked[0]!.hold(), null);
+  const demand = get(50_000, 50_100);
+  await turn();
+  assert.equal(asked[2]!.hold(), null);
+  let going = 0;
+  const held = [0, 1].map((index) => asked[index]!.hold()!.then(() => going++));
+  await turn();
+  assert.equal(going, 0);
+  scheduler.promote({ blob: DIGEST, blobSize: BLOB.byteLength, start: 0, end: 100 }, "demand");
+  await turn();
+  assert.equal(going, 1);
+  asked[2]!.finish();
+  await demand;
+  await turn();
+  assert.equal(going, 1, "the promoted one is demand now");
+  asked[0]!.finish();
+  await Promise.all(held);
+  asked[1]!.finish();
+  await Promise.all(background);
+});
+
+test("the background uses all its slots where their requests are small", async () => {
+  const { asked, get } = setUp({ parallel: 8, backgroundBytes: 1000 });
+  const units = Array.from({ length: 20 }, (_, index) => get(index * 2000, index * 2000 + 999, "background"));
+  await turn();
+  assert.equal(asked.length, 7, "the window is no smaller than all requests together");
+  for (let index = 0; index < 20; index++) {
+    asked[index]!.finish();
+    await turn();
+  }
+  await Promise.all(units);
 });

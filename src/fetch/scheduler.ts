@@ -4,9 +4,10 @@
  *   fetch(unit) ──> waiting, by blob ──> request (coalesce.ts) ──> source.readRange ──> split to its units as bytes arrive
  *
  * - Demand goes before pack, pack before background; within a priority first come, first served.
- * - At most `parallel` requests run. One slot is kept free for demand, and while demand waits or runs at most one other request does: background work fills the link only
- *   when nobody waits for it.
- * - A request is bounded (`demandBytes`, `backgroundBytes`), so a slot is never taken for long.
+ * - At most `parallel` requests run. One slot is kept free for demand, and while demand waits or runs at most one other request does; those that are under way are held: their
+ *   bodies are not read on, so the link is demand's alone.
+ * - A request is bounded (`demandBytes`, `backgroundBytes`), and so are the bytes that background has under way (window.ts): it fills the link only when nobody has waited
+ *   for a while, since what is under way cannot be taken back and shares the link with the next demand.
  * - Who gives up leaves; a request that nobody waits for any more is aborted.
  *
  * Knows ranges of blobs. Must not know formats, nor who asks. It joins nothing: asking twice for one unit is its caller's business (layer-image.ts).
@@ -20,12 +21,13 @@ import { MiB } from "../base/limits.ts";
 import { isMoreUrgent, type Priority, type StoredRange, type UnitFetcher } from "../layer/interfaces.ts";
 import { Bandwidth } from "./bandwidth.ts";
 import { coalesce } from "./coalesce.ts";
+import { BackgroundWindow } from "./window.ts";
 
 /** A stored blob that can be read in ranges: every BlobHandle of oci/store.ts is one. */
 export interface BlobSource {
   /**
    * Reads stored bytes [start, end) into `into` (exactly as long). May call `onProgress(count)` when the first `count` bytes are there; units are then handed out before the
-   * rest has come. `attempt` > 0 asks for another mirror than before, where there is one. Throws HS_REGISTRY_*, HS_CANCELED.
+   * rest has come. Asks `hold()` between pieces and waits for what it returns. `attempt` > 0 asks for another mirror than before, where there is one. Throws HS_REGISTRY_*, HS_CANCELED.
    */
   readRange(
     start: number,
@@ -35,6 +37,7 @@ export interface BlobSource {
       signal: AbortSignal;
       attempt: number;
       onProgress: (count: number) => void;
+      hold: () => Promise<void> | null;
     },
   ): Promise<unknown>;
 }
@@ -75,6 +78,7 @@ interface Wanted {
 
 interface Request {
   priority: Priority;
+  readonly length: number;
   readonly members: readonly Wanted[];
   readonly abort: AbortController;
   /** Members that still wait. */
@@ -88,7 +92,7 @@ interface Blob {
 
 const DEFAULTS = {
   parallel: 8,
-  demandBytes: 4 * MiB,
+  demandBytes: 2 * MiB,
   backgroundBytes: 8 * MiB,
   gapBytes: 16 * 1024,
 };
@@ -96,11 +100,14 @@ const DEFAULTS = {
 export class FetchScheduler implements UnitFetcher {
   readonly #options: Required<Omit<SchedulerOptions, "backgroundBytesPerSecond" | "clock">>;
   readonly #bandwidth: Bandwidth;
+  readonly #window: BackgroundWindow;
   readonly #clock: Clock;
   readonly #blobs = new Map<Digest, Blob>();
   /** In order of arrival. */
   #waiting: Wanted[] = [];
   readonly #running = new Set<Request>();
+  /** Requests that are held wait for this. */
+  #released = Promise.withResolvers<void>();
   #timerSet = false;
   #dispatchQueued = false;
   readonly #requests = { demand: 0, pack: 0, background: 0 };
@@ -110,6 +117,7 @@ export class FetchScheduler implements UnitFetcher {
   constructor(options: SchedulerOptions = {}) {
     this.#options = { ...DEFAULTS, ...options };
     this.#clock = options.clock ?? systemClock;
+    this.#window = new BackgroundWindow(this.#options.parallel * this.#options.backgroundBytes, this.#clock);
     this.#bandwidth = new Bandwidth(options.backgroundBytesPerSecond ?? Number.POSITIVE_INFINITY, this.#clock);
   }
 
@@ -177,11 +185,13 @@ export class FetchScheduler implements UnitFetcher {
       const onAbort = () => this.#leave(wanted, signal!.reason);
       signal?.addEventListener("abort", onAbort, { once: true });
       this.#waiting.push(wanted);
+      if (options.priority === "demand") this.#window.demand();
       this.#dispatchSoon();
     });
   }
 
   promote(range: StoredRange, priority: Priority): void {
+    if (priority === "demand") this.#window.demand();
     const isIt = (wanted: Wanted) =>
       wanted.blob === range.blob && wanted.start === range.start && wanted.end === range.end && !wanted.settled;
     for (const wanted of this.#waiting) {
@@ -191,7 +201,27 @@ export class FetchScheduler implements UnitFetcher {
     for (const request of this.#running) {
       if (isMoreUrgent(priority, request.priority) && request.members.some(isIt)) request.priority = priority;
     }
+    this.#release();
     this.#dispatchSoon();
+  }
+
+  /** Whoever is held looks again whether he must wait. */
+  #release(): void {
+    this.#released.resolve();
+    this.#released = Promise.withResolvers();
+  }
+
+  #hold(request: Request): Promise<void> | null {
+    if (!this.#mustWait(request)) return null;
+    return (async () => {
+      while (this.#mustWait(request)) await this.#released.promise;
+    })();
+  }
+
+  #mustWait(request: Request): boolean {
+    if (request.priority === "demand" || request.abort.signal.aborted) return false;
+    for (const other of this.#running) if (other.priority === "demand") return true;
+    return false;
   }
 
   /** After the current turn: units that are asked for together shall go together. */
@@ -220,20 +250,28 @@ export class FetchScheduler implements UnitFetcher {
 
   #mayStart(priority: Priority): boolean {
     const { parallel } = this.#options;
-    if (priority === "demand") return this.#running.size < parallel;
     let others = 0;
     let demand = 0;
     for (const request of this.#running) {
       if (request.priority === "demand") demand++;
       else others++;
     }
+    // the others are held then
+    if (priority === "demand") return demand < parallel;
     // `leader` is the most urgent of all that wait, so no demand waits here
     if (demand > 0 ? others > 0 : others >= Math.max(1, parallel - 1)) return false;
     if (this.#running.size >= parallel) return false;
     if (priority !== "background") return true;
+    if (this.#backgroundUnderWay() >= this.#window.bytes) return false;
     const waitMs = this.#bandwidth.waitMs();
     if (waitMs > 0) this.#wakeIn(waitMs);
     return waitMs === 0;
+  }
+
+  #backgroundUnderWay(): number {
+    let bytes = 0;
+    for (const request of this.#running) if (request.priority === "background") bytes += request.length;
+    return bytes;
   }
 
   #wakeIn(ms: number): void {
@@ -247,10 +285,17 @@ export class FetchScheduler implements UnitFetcher {
 
   #start(leader: Wanted): void {
     const { demandBytes, backgroundBytes, gapBytes } = this.#options;
-    // only units that want the same source go together
-    const near = this.#waiting.filter((wanted) => wanted.blob === leader.blob && wanted.attempt === leader.attempt);
+    const background = leader.priority === "background";
+    // only units that want the same source go together; what nobody waits for must not come before what somebody does
+    const near = this.#waiting.filter(
+      (wanted) =>
+        wanted.blob === leader.blob &&
+        wanted.attempt === leader.attempt &&
+        (background || wanted.priority !== "background" || wanted.start >= leader.start),
+    );
+    const room = Math.min(backgroundBytes, this.#window.bytes - this.#backgroundUnderWay());
     const joined = coalesce(leader, near, {
-      bytes: leader.priority === "background" ? backgroundBytes : demandBytes,
+      bytes: background ? room : demandBytes,
       gap: gapBytes,
     });
     const members = new Set(joined.members);
@@ -261,15 +306,16 @@ export class FetchScheduler implements UnitFetcher {
       for (const member of members) member.reject(error);
       return;
     }
+    const length = joined.end - joined.start;
     const request: Request = {
       priority: leader.priority,
+      length,
       members: joined.members,
       abort: new AbortController(),
       waiting: members.size,
     };
     for (const member of members) member.request = request;
     this.#running.add(request);
-    const length = joined.end - joined.start;
     this.#requests[leader.priority]++;
     this.#bytes[leader.priority] += length;
     if (leader.priority === "background") this.#bandwidth.spend(length);
@@ -300,8 +346,10 @@ export class FetchScheduler implements UnitFetcher {
         signal: request.abort.signal,
         attempt: leader.attempt,
         onProgress,
+        hold: () => this.#hold(request),
       });
       onProgress(length);
+      if (request.priority === "background") this.#window.completed();
       publish("fetch:request", { ...fact, firstByteMs, totalMs: this.#clock.monotonic() - startedMs });
     } catch (error) {
       if (!request.abort.signal.aborted) {
@@ -312,6 +360,7 @@ export class FetchScheduler implements UnitFetcher {
     } finally {
       this.#running.delete(request);
       this.#dispatch();
+      if (request.priority === "demand") this.#release();
     }
   }
 
@@ -324,6 +373,8 @@ export class FetchScheduler implements UnitFetcher {
       return;
     }
     request.waiting--;
-    if (request.waiting === 0) request.abort.abort(reason);
+    if (request.waiting > 0) return;
+    request.abort.abort(reason);
+    this.#release();
   }
 }

@@ -20,6 +20,8 @@ export interface RangeOptions extends ReadOptions {
   readonly into?: Uint8Array | undefined;
   /** Called when the first `count` bytes of the range are in `into`, so that they can be used before the rest has come. */
   readonly onProgress?: ((count: number) => void) | undefined;
+  /** Asked between pieces of the body: while its promise is pending nothing more is read, so that the connection fills up and the sender waits. */
+  readonly hold?: (() => Promise<void> | null) | undefined;
   /** How often this range came back with wrong bytes: attempt n begins with the nth source (mirror), modulo `sourceCount`. */
   readonly attempt?: number | undefined;
 }

@@ -89,6 +89,7 @@ export class RegistryBlob implements BlobHandle {
       target.set(chunk, position);
       position += chunk.byteLength;
       options.onProgress?.(position);
+      await options.hold?.();
     }
     return target;
   }
