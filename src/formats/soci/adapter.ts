@@ -145,6 +145,9 @@ export function* tarEntries(ztoc: Ztoc, what: string): Generator<TarEntry> {
   }
 }
 
-function paxMap(entry: ZtocEntry): Map<string, Uint8Array> {
+const NO_PAX: ReadonlyMap<string, Uint8Array> = new Map();
+
+function paxMap(entry: ZtocEntry): ReadonlyMap<string, Uint8Array> {
+  if (entry.pax.length === 0) return NO_PAX;
   return new Map(entry.pax.map((record) => [Buffer.from(record.key).toString("latin1"), record.value]));
 }

@@ -289,12 +289,25 @@ test("an unknown version, algorithm or entry type is refused", () => {
 });
 
 test("times: fractions, zones, years of five digits; what does not parse is year 1", () => {
-  assert.deepEqual(parseTime("2023-11-14T22:13:20.1234Z"), { seconds: 1_700_000_000, nanoseconds: 123_400_000 });
-  assert.deepEqual(parseTime("2023-11-15T00:13:20+02:00"), { seconds: 1_700_000_000, nanoseconds: 0 });
-  assert.deepEqual(parseTime("1969-12-31T20:34:15-00:00"), { seconds: -12_345, nanoseconds: 0 });
-  assert.equal(parseTime("33658-09-27T01:46:40Z").seconds, 1e12);
-  for (const bad of ["", "yesterday", "2023-13-14T22:13:20Z", "2023-11-14 22:13:20Z", "2023-11-14T22:13:20"]) {
-    assert.deepEqual(parseTime(bad), { seconds: -62_135_596_800, nanoseconds: 0 });
+  assert.deepEqual(parseTime(Buffer.from("2023-11-14T22:13:20.1234Z")), {
+    seconds: 1_700_000_000,
+    nanoseconds: 123_400_000,
+  });
+  assert.deepEqual(parseTime(Buffer.from("2023-11-15T00:13:20+02:00")), { seconds: 1_700_000_000, nanoseconds: 0 });
+  assert.deepEqual(parseTime(Buffer.from("1969-12-31T20:34:15-00:00")), { seconds: -12_345, nanoseconds: 0 });
+  assert.equal(parseTime(Buffer.from("33658-09-27T01:46:40Z")).seconds, 1e12);
+  for (const bad of [
+    "",
+    "yesterday",
+    "2023-13-14T22:13:20Z",
+    "2023-11-14 22:13:20Z",
+    "2023-11-14T22:13:20",
+    "2023-11-14T22:13:20Zx",
+    "2023-11-14T22:13:20.Z",
+    "2023-11-14T22:13:20+1:00",
+    "x023-11-14T22:13:20Z",
+  ]) {
+    assert.deepEqual(parseTime(Buffer.from(bad)), { seconds: -62_135_596_800, nanoseconds: 0 });
   }
 });
 
