@@ -56,21 +56,27 @@ export class Resolver<N> {
     for (;;) {
       const before = links;
       let walked = "/";
+      // what stands at `walked`, where that is known: looking up every step from the root takes quadratic time
+      let directory: N | "unknown" = this.#view.root;
       for (const name of current.split("/")) {
         if (name === "") continue;
-        const next = joinPath(walked, name);
+        const plain = name !== "." && name !== "..";
+        const next = plain && directory !== "unknown" ? childPath(walked, name) : joinPath(walked, name);
         if (next === "/") {
           walked = next;
+          directory = this.#view.root;
           continue;
         }
         if (links > LINKS_MAX) throw new PathError("loop");
-        const node = this.#lookup(next);
+        const node: N | undefined = plain && directory !== "unknown" ? this.#step(directory, name) : this.#lookup(next);
         const target = node === undefined ? null : this.#view.symlinkTarget(node);
         if (target === null) {
           walked = next;
+          directory = node !== undefined && this.#view.isDirectory(node) ? node : "unknown";
         } else {
           links++;
           walked = target.startsWith("/") ? target : joinPath(walked, target);
+          directory = "unknown";
           if (walked.length > LIMITS.pathBytes) throw new PathError("too-long");
         }
       }
@@ -114,6 +120,12 @@ export class Resolver<N> {
     }
   }
 
+  #step(directory: N, name: string): N | undefined {
+    if (--this.#steps < 0) throw new PathError("too-costly");
+    if (name.length > LIMITS.nameBytes) throw new PathError("too-long");
+    return this.#view.child(directory, name);
+  }
+
   /** What lstat(2) finds: links on the way are followed, the last component is not. */
   #lookup(path: string): N | undefined {
     const view = this.#view;
@@ -155,6 +167,10 @@ export function cleanPath(path: string): string {
     else names.push(name);
   }
   return `/${names.join("/")}`;
+}
+
+function childPath(directory: string, name: string): string {
+  return directory === "/" ? `/${name}` : `${directory}/${name}`;
 }
 
 export function joinPath(directory: string, name: string): string {

@@ -2,6 +2,7 @@
 
 import { createHash } from "node:crypto";
 import { constants, lstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { isHeadstartError } from "../../src/base/errors.ts";
 import { bytesToText, type TreeLine, type TreeLineType } from "../../src/erofs/tree-lines.ts";
 import { getXattr, listXattrs } from "../../src/linux/xattr.ts";
 
@@ -37,7 +38,7 @@ export function kernelLines(root: string, unpackedNs: bigint): TreeLine[] {
       const type = TYPES[Number(stat.mode) & constants.S_IFMT]!;
       const xattrs = listXattrs(real).map((name) => [
         bytesToText(name),
-        Buffer.from(getXattr(real, name) ?? new Uint8Array(0)).toString("hex"),
+        Buffer.from(readXattr(real, name)).toString("hex"),
       ]);
       return {
         path: bytesToText(path),
@@ -63,6 +64,16 @@ export function kernelLines(root: string, unpackedNs: bigint): TreeLine[] {
             }),
       };
     });
+}
+
+/** A file capability of no bytes is listed but cannot be read (EINVAL). */
+function readXattr(path: Uint8Array, name: Uint8Array): Uint8Array {
+  try {
+    return getXattr(path, name) ?? new Uint8Array(0);
+  } catch (error) {
+    if (isHeadstartError(error, "HS_SYSCALL") && error.details.errnoName === "EINVAL") return new Uint8Array(0);
+    throw error;
+  }
 }
 
 /** glibc gnu_dev_major, gnu_dev_minor. */

@@ -70,7 +70,8 @@ export async function readLayerTree(source: AsyncIterable<Uint8Array>, options: 
     },
     { layer },
   );
-  const tarHash = createHash("sha256");
+  const tarAlgorithm = options.diffID === undefined ? "sha256" : digestAlgorithm(options.diffID);
+  const tarHash = createHash(tarAlgorithm);
   const blobHash = createHash(options.digest === undefined ? "sha256" : digestAlgorithm(options.digest));
   let size = 0;
   using decoder = new LayerDecoder({
@@ -100,7 +101,7 @@ export async function readLayerTree(source: AsyncIterable<Uint8Array>, options: 
   reader.finish();
   hasher?.end();
   const tree = builder.finish();
-  const diffID = `sha256:${tarHash.digest("hex")}` as DiffID;
+  const diffID = `${tarAlgorithm}:${tarHash.digest("hex")}` as DiffID;
   if (options.diffID !== undefined && options.diffID !== diffID) {
     throw refusal("diff-id", `the configuration names the diffID ${options.diffID}, the layer has ${diffID}`, {
       layer,

@@ -19,7 +19,9 @@ export function judgeXattr(
   }
   if (name === "user." || name === "security.") return { reason: `an xattr is called "${name}"` };
   if (name.startsWith("user.")) return type === FileType.regular || type === FileType.directory ? "set" : "drop";
-  if (name === CAPABILITY) return isCapability(value) ? "set" : { reason: "a malformed security.capability" };
+  // an empty one is stored unchecked, and cannot be read back: so it is here
+  if (name === CAPABILITY)
+    return value.byteLength === 0 || isCapability(value) ? "set" : { reason: "a malformed security.capability" };
   if (name.startsWith("security.")) return "set";
   if (name === ACL_ACCESS || name === ACL_DEFAULT) {
     const acl = parseAcl(value);
