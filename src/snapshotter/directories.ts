@@ -5,7 +5,7 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
+import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { HeadstartError } from "../base/errors.ts";
@@ -58,11 +58,6 @@ export class SnapshotDirectories {
   /** The owner of the root directory that a container sees. */
   setOwner(id: number, owner: { uid: number; gid: number }): void {
     chownSync(this.upper(id), owner.uid, owner.gid);
-  }
-
-  owner(id: number): { uid: number; gid: number } {
-    const { uid, gid } = lstatSync(this.upper(id));
-    return { uid, gid };
   }
 
   /** Entry names in `<root>/snapshots`; those that are decimal numbers are ids. */

@@ -2,7 +2,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import { isHeadstartError } from "../base/errors.ts";
-import { type Fields, parseFilter, parseFilters } from "./filters.ts";
+import { type Fields, parseFilters } from "./filters.ts";
+
+const parseFilter = (expression: string) => parseFilters([expression]).matches;
 
 const snapshot: Fields = ([first, ...rest]) => {
   if (first === "name") return "k8s.io/12/extract-1 sha256:aa";
@@ -12,7 +14,7 @@ const snapshot: Fields = ([first, ...rest]) => {
   const labels: Record<string, string> = { l: "2", "containerd.io/snapshot.ref": "sha256:bb", quoted: 'a"b,c' };
   return labels[rest.join(".")];
 };
-const matches = (...filters: string[]) => parseFilters(filters)(snapshot);
+const matches = (...filters: string[]) => parseFilters(filters).matches(snapshot);
 
 test("no filter and the empty filter match everything", () => {
   assert.ok(matches());
@@ -48,6 +50,17 @@ test("selectors of one filter are joined by and, filters by or", () => {
 test("what containerd sends after ALREADY_EXISTS is understood", () => {
   assert.ok(matches('labels."containerd.io/snapshot.ref"==sha256:bb,parent==""'));
   assert.ok(matches('name=="k8s.io/12/extract-1 sha256:aa"'));
+});
+
+test("a value that every match must have is told, for an index", () => {
+  const ref = ["labels", "containerd.io/snapshot.ref"];
+  const of = (...expressions: string[]) => parseFilters(expressions).required(ref);
+  assert.equal(of('labels."containerd.io/snapshot.ref"==sha256:bb,parent==""'), "sha256:bb");
+  assert.equal(of('kind==active,labels."containerd.io/snapshot"."ref"=="x"'), "x");
+  assert.equal(of('labels."containerd.io/snapshot.ref"!=x'), undefined);
+  assert.equal(of('labels."containerd.io/snapshot.ref"'), undefined);
+  assert.equal(of('labels."containerd.io/snapshot.ref"==x', "kind==active"), undefined);
+  assert.equal(of(), undefined);
 });
 
 test("quoted text has Go's escapes", () => {

@@ -20,17 +20,44 @@ const REGEX_CHARACTERS_MAX = 1024;
 
 setFlagsFromString("--enable-experimental-regexp-engine");
 
-/** Any of the expressions; everything when there are none. Throws HS_FILTER. */
-export function parseFilters(expressions: readonly string[]): Filter {
-  if (expressions.length === 0) return () => true;
-  if (expressions.length > EXPRESSIONS_MAX) throw invalid("", 0, `more than ${EXPRESSIONS_MAX} expressions`);
-  const filters = expressions.map(parseFilter);
-  return (fields) => filters.some((filter) => filter(fields));
+export interface FilterSet {
+  readonly matches: Filter;
+  /** The value that everything which matches has at this path, where the filter says so: lets a store use an index. */
+  required(path: readonly string[]): string | undefined;
 }
 
-/** One expression; the empty one matches everything. Throws HS_FILTER. */
-export function parseFilter(expression: string): Filter {
-  if (expression === "") return () => true;
+/** Any of the expressions; everything when there are none. Throws HS_FILTER. */
+export function parseFilters(expressions: readonly string[]): FilterSet {
+  if (expressions.length > EXPRESSIONS_MAX) throw invalid("", 0, `more than ${EXPRESSIONS_MAX} expressions`);
+  const filters = expressions.map(parseExpression);
+  const matches: Filter = (fields) =>
+    filters.some((selectors) => selectors.every((selector) => selector.matches(fields)));
+  return {
+    matches: filters.length === 0 ? () => true : matches,
+    required(path) {
+      if (filters.length !== 1) return undefined;
+      return (
+        filters[0]!.find((selector) => selector.equals !== null && samePath(selector.path, path))?.equals ?? undefined
+      );
+    },
+  };
+}
+
+interface Selector {
+  readonly path: readonly string[];
+  /** The value of an `==`. */
+  readonly equals: string | null;
+  readonly matches: Filter;
+}
+
+/** A label's key may be written as one quoted field or as several with dots between. */
+function samePath([first, ...rest]: readonly string[], [otherFirst, ...otherRest]: readonly string[]): boolean {
+  return first === otherFirst && rest.join(".") === otherRest.join(".");
+}
+
+/** The selectors of one expression, all of which must match; none for the empty one. */
+function parseExpression(expression: string): Selector[] {
+  if (expression === "") return [];
   if (expression.length > EXPRESSION_CHARACTERS_MAX) {
     throw invalid("", 0, `longer than ${EXPRESSION_CHARACTERS_MAX} characters`);
   }
@@ -40,23 +67,25 @@ export function parseFilter(expression: string): Filter {
     if (!scanner.accept(",")) throw scanner.invalid("a comma expected");
     selectors.push(parseSelector(scanner));
   }
-  return (fields) => selectors.every((selector) => selector(fields));
+  return selectors;
 }
 
-function parseSelector(scanner: Scanner): Filter {
+function parseSelector(scanner: Scanner): Selector {
   const path = [scanner.field()];
   while (scanner.accept(".")) path.push(scanner.field());
-  if (scanner.atEnd() || scanner.peek() === ",") return (fields) => fields(path) !== undefined;
+  if (scanner.atEnd() || scanner.peek() === ",") {
+    return { path, equals: null, matches: (fields) => fields(path) !== undefined };
+  }
   const operator = scanner.operator();
   const value = scanner.value(operator === "~=");
   switch (operator) {
     case "==":
-      return (fields) => fields(path) === value;
+      return { path, equals: value, matches: (fields) => fields(path) === value };
     case "!=":
-      return (fields) => (fields(path) ?? "") !== value;
+      return { path, equals: null, matches: (fields) => (fields(path) ?? "") !== value };
     case "~=": {
       const regex = compile(value, scanner);
-      return (fields) => regex.test(fields(path) ?? "");
+      return { path, equals: null, matches: (fields) => regex.test(fields(path) ?? "") };
     }
     default:
       throw scanner.invalid(`unknown operator ${operator}: ==, != or ~= expected`);

@@ -78,6 +78,12 @@ test("index=off is set where the kernel knows it, unless the administrator says 
     writeFileSync(join(parameters, "index"), "N\n");
     assert.deepEqual(overlayDefaults(["volatile"], parameters), ["index=off", "volatile"]);
     assert.deepEqual(overlayDefaults(["index=on"], parameters), ["index=on"]);
+    for (const option of ["ro", "lowerdir=/x", "upperdir=/x", "volatile,ro"]) {
+      assert.throws(
+        () => overlayDefaults([option], parameters),
+        (error) => isHeadstartError(error, "HS_CONFIG"),
+      );
+    }
   } finally {
     rmSync(parameters, { recursive: true });
   }

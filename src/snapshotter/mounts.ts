@@ -90,9 +90,12 @@ export function commonDirectory(paths: readonly string[]): string {
 
 /**
  * What every overlay of ours gets: `index=off` where the kernel has it, so that an upper may be mounted again upon other lowers (after a layer became complete, say). An
- * administrator's own options come last and win.
+ * administrator's own options come last and win. Throws HS_CONFIG for those that would change what an answer means.
  */
 export function overlayDefaults(extra: readonly string[], parameters = "/sys/module/overlay/parameters"): string[] {
+  // a read-only last mount says "already unpacked" to containerd 2.4 (specs/containerd.md 4.6); the directories are ours to name
+  const wrong = extra.find((option) => /^(?:ro|(?:lower|upper|work)dir\+?=.*)$|,/.test(option));
+  if (wrong !== undefined) throw new HeadstartError("HS_CONFIG", { what: `overlay option ${JSON.stringify(wrong)}` });
   const index = existsSync(`${parameters}/index`) && !extra.some((option) => option.startsWith("index="));
   return [...(index ? ["index=off"] : []), ...extra];
 }

@@ -16,6 +16,7 @@ import {
 } from "node:http2";
 import { connect } from "node:net";
 import { dirname, isAbsolute, join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
 import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 import { EmptySchema, type Timestamp, TimestampSchema } from "@bufbuild/protobuf/wkt";
@@ -161,7 +162,11 @@ function snapshotsService(snapshotter: Snapshotter): ServiceImpl<typeof Snapshot
     },
     async *list({ filters }) {
       try {
-        for (const page of snapshotter.list(filters)) yield { info: page.map(toInfo) };
+        for (const page of snapshotter.list(filters)) {
+          if (page.length > 0) yield { info: page.map(toInfo) };
+          // a filter that few rows match must not keep everybody else waiting
+          else await setImmediate();
+        }
       } catch (error) {
         // the interceptor has returned by the time a stream runs
         throw toConnectError(error);

@@ -10,7 +10,7 @@ import type { ChainID } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { type Fields, parseFilters } from "./filters.ts";
 import type { LayerId } from "./provider.ts";
-import type { Labels, SnapshotKind, SnapshotRow, SnapshotStore } from "./store.ts";
+import { type Labels, REF_LABEL, type SnapshotKind, type SnapshotRow, type SnapshotStore } from "./store.ts";
 
 /** containerd refuses longer ones itself: key and value together (services/snapshots API). */
 const LABEL_BYTES_MAX = 4096;
@@ -191,8 +191,8 @@ export function find(store: SnapshotStore, name: string, doing: string): Snapsho
 }
 
 /**
- * Pages of at most `pageSize` matching rows. Nothing is held between two pages, so anything may be called meanwhile (specs/containerd.md 8, case 17). Throws HS_FILTER at
- * once, not at the first page.
+ * Pages of at most `pageSize` matching rows, some perhaps empty. Nothing is held between two pages, so anything may be called meanwhile (specs/containerd.md 8, case 17), and
+ * the caller may let others have their turn. Throws HS_FILTER at once, not at the first page.
  */
 export function listSnapshots(
   store: SnapshotStore,
@@ -200,18 +200,19 @@ export function listSnapshots(
   pageSize: number,
 ): Iterable<readonly SnapshotRow[]> {
   const filter = parseFilters(filters);
-  return {
-    *[Symbol.iterator]() {
-      let matching: SnapshotRow[] = [];
-      for (let page = store.page(0, pageSize); page.length > 0; page = store.page(page.at(-1)!.id, pageSize)) {
-        for (const row of page) if (filter(fieldsOf(row))) matching.push(row);
-        if (matching.length < pageSize) continue;
-        yield matching.slice(0, pageSize);
-        matching = matching.slice(pageSize);
-      }
-      if (matching.length > 0) yield matching;
-    },
-  };
+  const ref = filter.required(["labels", REF_LABEL]);
+  const pages = ref === undefined ? allPages(store, pageSize) : refPages(store, ref, pageSize);
+  return pages.map((page) => page.filter((row) => filter.matches(fieldsOf(row))));
+}
+
+function* allPages(store: SnapshotStore, pageSize: number): Generator<SnapshotRow[]> {
+  for (let page = store.page(0, pageSize); page.length > 0; page = store.page(page.at(-1)!.id, pageSize)) yield page;
+}
+
+/** What containerd asks after each claim: found by index. */
+function* refPages(store: SnapshotStore, ref: string, pageSize: number): Generator<SnapshotRow[]> {
+  const rows = store.byRef(ref);
+  for (let start = 0; start < rows.length; start += pageSize) yield rows.slice(start, start + pageSize);
 }
 
 function fieldsOf(row: SnapshotRow): Fields {

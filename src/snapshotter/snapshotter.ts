@@ -8,7 +8,7 @@
 import { lstat } from "node:fs/promises";
 import { join } from "node:path";
 import { type Clock, systemClock } from "../base/clock.ts";
-import { describeError, HeadstartError, isHeadstartError } from "../base/errors.ts";
+import { describeError, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import { failpoint } from "../base/failpoint.ts";
 import { Limit } from "../base/limit.ts";
@@ -219,7 +219,7 @@ class LayeredSnapshotter implements Snapshotter {
     this.#checkOpen();
     const row = find(this.#store, key, "usage");
     return this.#track(async () => {
-      if (row.layer !== null) return this.#provider.usage(row.layer);
+      if (row.layer !== null) return this.#layerUsage(row.layer);
       if (row.usage !== null) return row.usage;
       if (row.kind === "view") return { bytes: 0, inodes: 0 };
       const usage = await this.#measure(row);
@@ -418,6 +418,16 @@ class LayeredSnapshotter implements Snapshotter {
       overlayOptions: this.#overlayOptions,
       idmapOptions: mapping?.mountOptions ?? [],
     });
+  }
+
+  async #layerUsage(layer: LayerId): Promise<Usage> {
+    try {
+      return await this.#provider.usage(layer);
+    } catch (error) {
+      // a lost layer takes no space; containerd would log an error every ten seconds
+      if (kindOf(error) === "not-found") return { bytes: 0, inodes: 0 };
+      throw error;
+    }
   }
 
   async #measure(row: SnapshotRow): Promise<Usage> {

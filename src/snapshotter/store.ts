@@ -69,13 +69,16 @@ const MIGRATIONS: readonly string[] = [
      ref TEXT GENERATED ALWAYS AS (labels ->> '$."${REF_LABEL}"') VIRTUAL
    ) STRICT;
    CREATE INDEX snapshots_parent ON snapshots(parent);
-   CREATE INDEX snapshots_ref ON snapshots(ref) WHERE ref IS NOT NULL;
+   CREATE INDEX snapshots_ref ON snapshots(ref, parent) WHERE ref IS NOT NULL;
    CREATE INDEX snapshots_layer ON snapshots(layer) WHERE layer IS NOT NULL;
    CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;`,
 ];
 
-const SELECT =
-  "SELECT s.id, s.name, s.parent, p.name AS parent_name, s.kind, s.created_us, s.updated_us, s.labels, s.layer, s.reason, s.bytes, s.inodes, s.broken FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent";
+const COLUMNS =
+  "s.id, s.name, s.parent, p.name AS parent_name, s.kind, s.created_us, s.updated_us, s.labels, s.layer, s.reason, s.bytes, s.inodes, s.broken";
+const SELECT = `SELECT ${COLUMNS} FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent`;
+/** The index by name: left to itself SQLite walks all rows without a parent (19 ms against 0.1 ms a claim with 5000 of them). */
+const SELECT_BY_REF = `SELECT ${COLUMNS} FROM snapshots s INDEXED BY snapshots_ref LEFT JOIN snapshots p ON p.id = s.parent WHERE s.ref = ?`;
 
 /** How long `open` waits for a daemon that is just handing over. */
 const BUSY_MS = 5000;
@@ -154,10 +157,15 @@ export class SnapshotStore {
   /** A sound committed snapshot that stands for `ref` upon this parent: what containerd will look for after ALREADY_EXISTS (specs/containerd.md 4.3). */
   findByRef(ref: string, parentId: number | null): SnapshotRow | null {
     return this.#one(
-      `${SELECT} WHERE s.ref = ? AND s.parent IS ? AND s.kind = ${KINDS.committed} AND s.broken IS NULL ORDER BY s.id LIMIT 1`,
+      `${SELECT_BY_REF} AND s.parent IS ? AND s.kind = ${KINDS.committed} AND s.broken IS NULL ORDER BY s.id LIMIT 1`,
       ref,
       parentId,
     );
+  }
+
+  /** All rows that carry this `containerd.io/snapshot.ref`, in order of ids. */
+  byRef(ref: string): SnapshotRow[] {
+    return this.#prepare(`${SELECT_BY_REF} ORDER BY s.id`).all(ref).map(toRow);
   }
 
   layersInUse(): Set<LayerId> {

@@ -3,7 +3,17 @@
 import assert from "node:assert/strict";
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
@@ -245,6 +255,28 @@ for (const { what, failpoint, call, left } of CRASHES) {
     assert.deepEqual(readdirSync(join(root, "snapshots")), []);
   });
 }
+
+test("a listening socket that somebody else opened is served", async (t) => {
+  const root = temporary(t);
+  mkdirSync(root);
+  const listener = createServer().listen(join(root, "activation.sock"));
+  await once(listener, "listening");
+  const { fd } = (listener as unknown as { _handle: { fd: number } })._handle;
+  const program = join(import.meta.dirname, "../fakes/snapshotter-child.ts");
+  const child = spawn(process.execPath, [program, root, "3"], { stdio: ["ignore", "pipe", "inherit", fd] });
+  t.after(() => stop(child));
+  await once(child.stdout!, "data");
+  // from here on only the child accepts; under its new name the socket outlives our closing
+  renameSync(join(root, "activation.sock"), join(root, "s.sock"));
+  listener.close();
+  await withClient(root, async (client) => {
+    await client.prepare({ key: "k" });
+    assert.deepEqual(
+      (await list(client)).map(({ name }) => name),
+      ["k"],
+    );
+  });
+});
 
 test("a full disk in the middle of a Prepare is RESOURCE_EXHAUSTED, leaves no row, and the next one works", async (t) => {
   const root = temporary(t);

@@ -64,12 +64,15 @@ export interface ServedSnapshotter extends AsyncDisposable {
 
 export async function startSnapshotter(
   root: string,
-  options: Partial<SnapshotterOptions> & { readonly provider?: FakeLayerProvider } = {},
+  options: Partial<SnapshotterOptions> & { readonly provider?: FakeLayerProvider; readonly fd?: number } = {},
 ): Promise<ServedSnapshotter> {
   const provider = options.provider ?? new FakeLayerProvider(join(root, "layers"));
   const snapshotter = await openSnapshotter({ ...options, root, provider });
   const address = join(root, "s.sock");
-  const server = await serveSnapshotter({ snapshotter, address });
+  const server = await serveSnapshotter({
+    snapshotter,
+    address: options.fd === undefined ? address : { fd: options.fd },
+  });
   const { client, close: disconnect } = connectSnapshots(address);
   const close = async () => {
     disconnect();
