@@ -61,7 +61,7 @@ export class Resolver<N> {
       for (const name of current.split("/")) {
         if (name === "") continue;
         const plain = name !== "." && name !== "..";
-        const next = plain && directory !== "unknown" ? childPath(walked, name) : joinPath(walked, name);
+        const next: string = plain && directory !== "unknown" ? childPath(walked, name) : joinPath(walked, name);
         if (next === "/") {
           walked = next;
           directory = this.#view.root;
