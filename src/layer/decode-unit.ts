@@ -90,7 +90,12 @@ function verifyPieces(context: DecodeContext, unit: number, decoded: Uint8Array)
     const offset = units.pieceOffset[piece]!;
     const want = Buffer.from(units.pieceDigest.subarray(piece * 32, piece * 32 + 32)).toString("hex");
     const got = hash("sha256", decoded.subarray(offset, offset + units.pieceLength[piece]!), "hex");
+    // where the stored bytes were right, other ones would not help
     if (got !== want)
-      throw new HeadstartError("HS_UNIT_DIGEST", { what: `piece ${piece} has sha256 ${got}, not ${want}`, got, want });
+      throw new HeadstartError(units.unitDigest === null ? "HS_UNIT_DIGEST" : "HS_UNIT_DECODE", {
+        what: `piece ${piece} has sha256 ${got}, not ${want}`,
+        got,
+        want,
+      });
   }
 }

@@ -41,7 +41,7 @@ export class Decoders implements AsyncDisposable {
   #nextJob = 1;
   #closed = false;
 
-  /** Threads start with the first job. `entry` is for tests, which bring codecs of their own. */
+  /** Threads start with the first layer. `entry` is for tests, which bring codecs of their own. */
   constructor(options: { threads?: number; entry?: URL } = {}) {
     this.#size = Math.max(1, options.threads ?? availableParallelism());
     this.#entry = options.entry ?? new URL("./decode.worker.ts", import.meta.url);
@@ -54,6 +54,8 @@ export class Decoders implements AsyncDisposable {
   open(context: DecodeContext): void {
     this.#contexts.set(context.layer, context);
     for (const thread of this.#threads) send(thread, { t: "open", context });
+    // a thread takes some 100 ms to start: that shall be over when the first read comes
+    while (this.#threads.length < this.#size) this.#startThread();
   }
 
   /** Afterwards no thread uses the layer's descriptors. */

@@ -4,8 +4,8 @@
  *
  * A block may be read when
  *   - every unit that holds bytes of it is filled (a block at a unit's border needs both), and
- *   - for a tar, the unit that holds the last header byte before the data is filled too: only then has the header been compared with the index, and a table of contents that lies
- *     about a file is found before one byte of the file is shown.
+ *  *   - for a tar, the units that hold the header before the data are filled too: only then has the header been compared with the index, and a table of contents that
+ *     lies about a file is found before one byte of the file is shown.
  * Blocks that no row of the placement covers are metadata or zeros and may be read from the start.
  *
  * Invariants: `markUnit` is called after the pwrite of all bytes of the unit returned; bits are never cleared. Called on one thread; any thread may read.
@@ -15,7 +15,10 @@ import { Bitmap } from "../base/bitmap.ts";
 import { alignDown, alignUp } from "../base/ranges.ts";
 import { BLOCK_SIZE, type Placement } from "../erofs/placement.ts";
 import type { UnitTable } from "../formats/format.ts";
-import { type UnitPieces, unitAt, visitPieces } from "./unit-index.ts";
+import { type UnitPieces, visitPieces } from "./unit-index.ts";
+
+/** Headers of one file, at most: a PAX header with a long name and some xattrs, and the file's own. Longer ones are checked in part before the data, in whole at the seal. */
+const HEADER_BYTES_MAX = 4096;
 
 export class FillState {
   readonly units: Bitmap;
@@ -24,8 +27,8 @@ export class FillState {
   readonly #table: UnitTable;
   readonly #pieces: UnitPieces;
   readonly #placement: Placement;
-  /** Unit whose header check a row waits for, or -1. */
-  readonly #headerUnit: Int32Array;
+  /** Where the headers begin that a row waits for; the row's own address where there are none. */
+  readonly #headerStart: Float64Array;
   #filledUnits = 0;
   #filledBytes = 0;
 
@@ -44,10 +47,13 @@ export class FillState {
     this.units = new Bitmap(table.unitCount);
     const blockCount = Math.ceil(options.imageSize / BLOCK_SIZE);
     this.fillMap = new Bitmap(blockCount);
-    this.#headerUnit = new Int32Array(placement.rowCount).fill(-1);
+    this.#headerStart = Float64Array.from(placement.address);
     if (options.headers) {
+      let end = 0;
       for (let row = 0; row < placement.rowCount; row++) {
-        if (placement.address[row]! > 0) this.#headerUnit[row] = unitAt(table, placement.address[row]! - 1);
+        const address = placement.address[row]!;
+        this.#headerStart[row] = Math.max(Math.min(end, address), address - HEADER_BYTES_MAX);
+        end = placement.addressEnd[row]!;
       }
     }
     let next = 0;
@@ -97,29 +103,28 @@ export class FillState {
       if (offset >= alignUp(end, BLOCK_SIZE)) break;
       const from = Math.max(alignDown(start, BLOCK_SIZE), offset);
       const to = Math.min(alignUp(end, BLOCK_SIZE), offset + placement.length[row]!);
-      const header = this.#headerUnit[row]!;
-      if (header >= 0 && !this.units.has(header)) wanted.add(header);
-      const address = placement.address[row]! + (from - offset);
-      visitPieces(this.#table, address, address + (to - from), (piece) => {
+      const want = (piece: number) => {
         const unit = this.#table.pieceUnit[piece]!;
         if (!this.units.has(unit)) wanted.add(unit);
-      });
+      };
+      visitPieces(this.#table, this.#headerStart[row]!, placement.address[row]!, want);
+      const address = placement.address[row]! + (from - offset);
+      visitPieces(this.#table, address, address + (to - from), want);
     }
     return [...wanted];
   }
 
-  /** Sets what bits can be set in the rows that overlap, or begin right behind, addresses [start, end). */
+  /** Sets what bits can be set in the rows that overlap addresses [start, end), or whose headers do. */
   #settle(start: number, end: number): void {
     const placement = this.#placement;
     let row = firstBeyond(placement.addressEnd, placement.rowCount, start);
-    // `<= end`: the header of a row that begins exactly at `end` was in this piece
-    for (; row < placement.rowCount && placement.address[row]! <= end; row++) {
+    for (; row < placement.rowCount && placement.address[row]! < end + HEADER_BYTES_MAX; row++) {
       const rowStart = placement.address[row]!;
       const rowEnd = rowStart + placement.length[row]!;
-      const header = this.#headerUnit[row]!;
-      if (header >= 0 && !this.units.has(header)) continue;
-      // if the header came just now, parts of the row may have been waiting in other units
-      const headerCame = header >= 0 && rowStart > start;
+      const headerStart = this.#headerStart[row]!;
+      if (headerStart >= end || !this.#isFilled(headerStart, rowStart)) continue;
+      // if a header came just now, parts of the row may have been waiting in other units
+      const headerCame = headerStart < rowStart && rowStart > start;
       const from = headerCame ? rowStart : Math.max(start, rowStart);
       const to = headerCame ? rowEnd : Math.min(end, rowEnd);
       visitPieces(this.#table, from, to, (piece, pieceFrom, pieceTo) => {
@@ -128,6 +133,14 @@ export class FillState {
         this.#settleBlocks(offset, offset + (pieceTo - pieceFrom));
       });
     }
+  }
+
+  #isFilled(start: number, end: number): boolean {
+    let filled = true;
+    visitPieces(this.#table, start, end, (piece) => {
+      if (!this.units.has(this.#table.pieceUnit[piece]!)) filled = false;
+    });
+    return filled;
   }
 
   /** [start, end) of the file is filled and checked: sets the blocks inside it, and those at its ends if their other bytes are too. */

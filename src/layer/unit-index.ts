@@ -41,13 +41,6 @@ export function visitPieces(
   }
 }
 
-/** The unit that holds `address`, or -1. */
-export function unitAt(units: UnitTable, address: number): number {
-  const piece = lastAtMost(units.pieceAddress, units.pieceCount, address);
-  if (piece < 0 || address >= units.pieceAddress[piece]! + units.pieceLength[piece]!) return -1;
-  return units.pieceUnit[piece]!;
-}
-
 /**
  * Throws HS_INDEX_INVALID unless the table is sound and covers every row of the placement (and, with a `streamLength`, the whole stream), and
  * HS_LIMIT for a unit that is larger than any decoder may allocate.
