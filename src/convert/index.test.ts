@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -13,6 +13,7 @@ import { parseReference, parseSource } from "../oci/reference.ts";
 import { Registry } from "../oci/registry/registry.ts";
 import { Copier } from "./copy.ts";
 import { createIndex, listIndexes, pushIndex, registryRemover, removeIndex } from "./index.ts";
+import { layoutRemover } from "./layout-remove.ts";
 import { convertToSoci } from "./to-soci.ts";
 
 const root = mkdtempSync(join(tmpdir(), "index-soci-"));
@@ -123,6 +124,42 @@ test("from registry to registry an image is converted with one read of each laye
     .slice(lazy)
     .filter(({ method, path }) => method === "GET" && layers.some((layer) => path.endsWith(layer)));
   assert.deepEqual(reads, []);
+});
+
+test("in a layout an index is made beside its image, and removed with the blobs that nothing else names", async () => {
+  const directory = join(root, "beside");
+  const layout = parseSource(`oci:${directory}:app`);
+  {
+    await using source = await openSource(parseSource(`oci:${fixtureDirectory}:gogz`));
+    await using destination = await openDestination(layout);
+    await new Copier(source, destination).tree(await source.resolve(), "app");
+    await destination.finish();
+  }
+  const blobs = () => readdirSync(join(directory, "blobs/sha256")).sort();
+  const before = blobs();
+  {
+    await using source = await openSource(layout);
+    await using destination = await openDestination(layout);
+    await createIndex({ ...SOCI, source, destination, spanSize: 65_536 });
+    await createIndex({ ...SOCI, source, destination, spanSize: 262_144 });
+  }
+  await using source = await openSource(layout);
+  const listed = await listIndexes({ source });
+  assert.deepEqual(
+    listed.map(({ version, ztocs }) => [version, ztocs]),
+    [
+      [1, 3],
+      [1, 3],
+    ],
+  );
+  const remover = layoutRemover(directory);
+  await removeIndex({ source, remover, index: listed[0]!.index.digest });
+  await using between = await openSource(layout);
+  const [left] = await listIndexes({ source: between });
+  assert.equal(left!.index.digest, listed[1]!.index.digest);
+  for (const ztoc of left!.content!.ztocs.values()) await between.openBlob(ztoc).readAll();
+  await removeIndex({ source: between, remover });
+  assert.deepEqual(blobs(), before);
 });
 
 test("an index that cannot be read is listed with the reason", async () => {

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { fixtureLayers, goldenPath, goldenZtocs } from "../../../test/suites/golden-soci.ts";
 import { sha256 } from "../../base/digest.ts";
 import { readPrefetch, readSociIndex } from "./index.ts";
-import { type IndexedLayer, planPrefetch, writePrefetch, writeSociIndex } from "./index-write.ts";
+import { type IndexedLayer, planPrefetch, sociRefuses, writePrefetch, writeSociIndex } from "./index-write.ts";
 import { SOCI_BUILD_TOOL } from "./ondisk.ts";
 import { readZtoc, type Ztoc } from "./read.ts";
 
@@ -95,6 +95,22 @@ test("the xattr optimization, a sparse index and prefetch artifacts are the real
       /prefetch file (\S+) not found/g,
     );
     assert.deepEqual([...plan.notFound].sort(), [...warned].map((match) => match[1]!).sort());
+  }
+});
+
+test("B24: an index that SOCI would not take, although we do, is told from one that it takes", () => {
+  const good = readFileSync(goldenPath("options/prefetch/soci-index-v2.amd64.json"), "utf8");
+  assert.equal(sociRefuses(Buffer.from(good)), null);
+  const document = JSON.parse(good);
+  const odd = [
+    `${good}\n`,
+    JSON.stringify(document, null, 1),
+    JSON.stringify({ ...document, extra: 1 }),
+    JSON.stringify({ ...document, artifactType: "x" }),
+  ];
+  for (const text of odd) {
+    assert.equal(typeof sociRefuses(Buffer.from(text)), "string");
+    assert.equal(readSociIndex(Buffer.from(text)).ztocs.size, 3);
   }
 });
 

@@ -5,8 +5,10 @@
 
 import { posix } from "node:path";
 import { type Digest, parseDigest } from "../../base/digest.ts";
+import { HeadstartError } from "../../base/errors.ts";
 import type { Descriptor } from "../../oci/descriptor.ts";
 import { goJson, goManifest } from "../../oci/gojson.ts";
+import { parseManifest } from "../../oci/manifest.ts";
 import { entryAt } from "./entries.ts";
 import { FlatBuffer } from "./flatbuffer.ts";
 import type { PrefetchRange } from "./index.ts";
@@ -73,6 +75,26 @@ export function writeSociIndex(content: SociIndexContent): Uint8Array {
     ...(subject && { subject: { mediaType: subject.mediaType, digest: subject.digest, size: subject.size } }),
     annotations: { [SOCI_ANNOTATIONS.buildTool]: content.buildTool },
   });
+}
+
+/**
+ * Why SOCI itself would not take this index, or null: it prints what it read again and verifies that, so any other spelling makes the image silently eager
+ * (specs/soci.md 2.2, B24). We read such an index all the same.
+ */
+export function sociRefuses(bytes: Uint8Array): string | null {
+  let printed: Uint8Array;
+  try {
+    const manifest = parseManifest(bytes, "SOCI index");
+    if (manifest.artifactType !== undefined)
+      return "it has an artifactType, which SOCI drops when it prints the index again";
+    printed = goManifest(manifest);
+  } catch (error) {
+    if (error instanceof HeadstartError) return error.message;
+    throw error;
+  }
+  return Buffer.compare(printed, bytes) === 0
+    ? null
+    : "it is not spelled as Go prints it, so its digest is another to SOCI";
 }
 
 export function writePrefetch(ranges: readonly PrefetchRange[]): Uint8Array {
