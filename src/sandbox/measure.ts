@@ -13,6 +13,8 @@ import { type Started, startWorkload, type Workload } from "./ready.ts";
 export interface MeasureOptions extends Omit<NodeOptions, "headstart" | "registries"> {
   readonly meter: Meter;
   readonly workload: Workload;
+  /** Further registries of plain HTTP, that of the pause image for one. */
+  readonly registries?: readonly string[];
   /** Absent: a plain pull by overlayfs. */
   readonly headstart?: Pick<DaemonSettings, "policy" | "config" | "env" | "command">;
   /** With the container running and ready, before the node ends. */
@@ -24,9 +26,9 @@ const FAULTS = "headstart_fault_wait_seconds_count";
 
 /** The node's folder is removed afterwards. */
 export async function measureStart(options: MeasureOptions): Promise<RunFigures> {
-  const { meter, workload, ready, ...node } = options;
+  const { meter, workload, ready, registries = [], ...node } = options;
   try {
-    await using running = await SandboxNode.start({ ...node, registries: [meter.host] });
+    await using running = await SandboxNode.start({ ...node, registries: [meter.host, ...registries] });
     const pod = await running.cri.runPod(workload.name);
     const mark = meter.mark();
     const started = await startWorkload(running.cri, pod, workload);
