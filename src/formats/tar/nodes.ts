@@ -126,7 +126,8 @@ export function toFileTree(root: Node): FileTree {
   const stack: { node: Node; inode: number }[] = [{ node: root, inode: 0 }];
   for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
     const directories: { node: Node; inode: number }[] = [];
-    const names = [...top.node.children!.keys()].sort((a, b) => (a < b ? -1 : 1));
+    // one char a byte: the default order, of code units, is that of the bytes
+    const names = [...top.node.children!.keys()].sort();
     for (const name of names) {
       const child = top.node.children!.get(name)!;
       let inode = numbers.get(child);
