@@ -46,6 +46,14 @@ function place(t: TestContext): Place {
   };
 }
 
+async function until(condition: () => boolean): Promise<void> {
+  const deadline = Date.now() + 10_000;
+  while (!condition()) {
+    assert.ok(Date.now() < deadline, "not within 10 s");
+    await sleep(5);
+  }
+}
+
 const digest = (text: string) => sha256(Buffer.from(text));
 const [C0, C1, C2] = chainIDs([digest("0"), digest("1"), digest("2")]) as readonly string[] as readonly [
   string,
@@ -240,20 +248,20 @@ test("a caller that gives up ends the wait, and what arrives later is let go", a
   provider.decide = () => ({ kind: "lazy", layer });
   const name = await claim(snapshotter, C0, "");
   const arrival = Promise.withResolvers<void>();
-  provider.beforeLowers = () => arrival.promise;
+  // this provider does not heed its signal
+  provider.lowers = async (owner, chain) => {
+    await arrival.promise;
+    provider.owners.set(owner, chain);
+    return ["/nowhere"];
+  };
   const caller = new AbortController();
   const prepared = snapshotter.prepare({ key: "k", parent: name, labels: {} }, { signal: caller.signal });
   await sleep(5);
   caller.abort(new HeadstartError("HS_CANCELED", { what: "gone" }));
   await rejects("HS_CANCELED", prepared);
   assert.equal(snapshotter.status().length, 1);
-  // this provider does not heed its signal
-  provider.lowers = async (owner, chain) => {
-    provider.owners.set(owner, chain);
-    return ["/nowhere"];
-  };
   arrival.resolve();
-  await sleep(5);
+  await until(() => provider.released.length > 1);
   assert.deepEqual([...provider.owners.keys()], []);
 });
 
@@ -273,8 +281,7 @@ test("a snapshot that is removed while its mounts are made is let go", async (t)
 
 test("an offer is not disturbed by a collection of layers", async (t) => {
   const { provider, open } = place(t);
-  const snapshotter = await open({ quietMs: 30 });
-  await sleep(40);
+  const snapshotter = await open({ quietMs: 300 });
   const layer = provider.addLayer();
   const decision = Promise.withResolvers<void>();
   provider.decide = async () => {
@@ -290,8 +297,8 @@ test("an offer is not disturbed by a collection of layers", async (t) => {
   await claimed;
   await snapshotter.cleanup();
   assert.equal(provider.collections.length, collected, "the image's other layers may be on their way");
-  await sleep(80);
-  assert.ok(provider.collections.length > collected, "it is made up for later");
+  // it is made up for later
+  await until(() => provider.collections.length > collected);
   assert.ok(provider.layers.has(layer));
 });
 
@@ -389,7 +396,7 @@ test("everything survives a restart; owners of mounts are taken up again", async
   provider.owners.clear();
   const after = await open();
   assert.deepEqual(after.status(), rows);
-  await sleep(10);
+  await until(() => provider.owners.size > 0);
   assert.deepEqual([...provider.owners.keys()], [String(after.stat("k").id)]);
   assert.deepEqual(await after.mounts("k"), mounts);
   assert.equal(await claim(after, C0, ""), name);
@@ -432,7 +439,7 @@ test("a layer that the provider has lost breaks its snapshot, and a new pull mak
   await before[Symbol.asyncDispose]();
   provider.layers.delete(lost);
   const after = await open();
-  await sleep(20);
+  await until(() => after.stat(name).broken !== null);
   assert.match(after.stat(name).broken!, /layer 1 is gone/);
   await rejects("HS_SNAPSHOT_BROKEN", after.prepare({ key: "k", parent: name, labels: {} }));
   const found = provider.addLayer();

@@ -10,6 +10,8 @@ export class FakeLayerProvider implements LayerProvider {
   #nextLayer = 1;
   readonly layers = new Map<LayerId, string>();
   readonly offers: OfferRequest[] = [];
+  /** Layers that an offer named: only these can be garbage, those that a test has just added cannot. */
+  readonly #offered = new Set<LayerId>();
   /** Which chain each owner uses now. */
   readonly owners = new Map<string, readonly ChainElement[]>();
   readonly released: string[] = [];
@@ -41,7 +43,9 @@ export class FakeLayerProvider implements LayerProvider {
 
   async offer(request: OfferRequest, options: { signal?: AbortSignal }): Promise<Offer> {
     this.offers.push(request);
-    return this.decide(request, options.signal);
+    const offer = await this.decide(request, options.signal);
+    if (offer.kind !== "no") this.#offered.add(offer.layer);
+    return offer;
   }
 
   async lowers(
@@ -69,7 +73,7 @@ export class FakeLayerProvider implements LayerProvider {
   async collect(inUse: ReadonlySet<LayerId>): Promise<void> {
     this.collections.push(inUse);
     for (const [layer, path] of this.layers) {
-      if (inUse.has(layer)) continue;
+      if (inUse.has(layer) || !this.#offered.has(layer)) continue;
       rmSync(path, { recursive: true });
       this.layers.delete(layer);
     }
