@@ -44,6 +44,8 @@ export class ChainLayer {
   readonly taken = new Map<number, DirectoryAttributes>();
   /** Directories that are not there in this chain (C7). */
   readonly leftOut = new Set<number>();
+  /** Where `taken` and `leftOut` are: absolute, one char a byte. */
+  readonly changedPaths: string[] = [];
   readonly #resolver: Resolver<number>;
 
   constructor(tree: FileTree) {
@@ -162,10 +164,14 @@ function takeFromBelow(layer: ChainLayer, below: readonly ChainLayer[]): void {
         const source = askLowers(below, path);
         if (source.kind === "blocked" && (flags & INODE_IMPLIED) !== 0 && holdsOnlyMarks(tree, inode)) {
           layer.leftOut.add(inode);
+          layer.changedPaths.push(path);
           continue;
         }
         const taken = takenAttributes(ownAttributes(tree, inode), flags, source);
-        if (taken !== null) layer.taken.set(inode, taken);
+        if (taken !== null) {
+          layer.taken.set(inode, taken);
+          layer.changedPaths.push(path);
+        }
       }
       stack.push({ inode, path });
     }

@@ -9,6 +9,7 @@ import {
   type FileTree,
   FileTreeBuilder,
   FileType,
+  findChild,
   type InodeFields,
   isWhiteout,
   symlinkTarget,
@@ -157,30 +158,43 @@ const WHITEOUT: InodeFields = {
 function mergedChildren(chain: readonly ChainLayer[], places: readonly Place[]): Map<string, MergedName> {
   const names = new Map<string, MergedName>();
   for (const { layer, inode: directory } of places) {
-    const { tree, leftOut } = chain[layer]!;
+    const { tree } = chain[layer]!;
     for (let dirent = tree.childStart[directory]!; dirent < tree.childStart[directory + 1]!; dirent++) {
-      const inode = tree.childInode[dirent]!;
       const name = Buffer.from(childName(tree, dirent)).toString("latin1");
       const above = names.get(name);
-      if (above !== undefined && above.kind !== "left-out" && !(above.kind === "directory" && above.open)) continue;
-      const isDirectory = tree.type[inode] === FileType.directory;
-      if (isDirectory && leftOut.has(inode)) {
-        if (above === undefined) names.set(name, { kind: "left-out" });
-        continue;
-      }
-      const place = { layer, inode };
-      if (above?.kind === "directory") {
-        if (isDirectory) above.places.push(place);
-        above.open = isDirectory && !isOpaque(tree, inode);
-      } else if (isDirectory) {
-        const covered = above !== undefined;
-        names.set(name, { kind: "directory", places: [place], open: !isOpaque(tree, inode), covered });
-      } else {
-        names.set(name, isWhiteout(tree, inode) ? { kind: "hidden" } : { kind: "file", places: [place] });
-      }
+      const found = layBelow(above, chain, { layer, inode: tree.childInode[dirent]! });
+      if (found !== above) names.set(name, found);
     }
   }
   return names;
+}
+
+/** One name of a merged directory; undefined: no layer has it. */
+function mergedChild(chain: readonly ChainLayer[], places: readonly Place[], name: Uint8Array): MergedName | undefined {
+  let found: MergedName | undefined;
+  for (const { layer, inode } of places) {
+    const { tree } = chain[layer]!;
+    const dirent = findChild(tree, inode, name);
+    if (dirent >= 0) found = layBelow(found, chain, { layer, inode: tree.childInode[dirent]! });
+  }
+  return found;
+}
+
+/** What a name is when a lower layer that has it comes below what the layers above have made of it. */
+function layBelow(above: MergedName | undefined, chain: readonly ChainLayer[], place: Place): MergedName {
+  if (above !== undefined && above.kind !== "left-out" && !(above.kind === "directory" && above.open)) return above;
+  const { tree, leftOut } = chain[place.layer]!;
+  const isDirectory = tree.type[place.inode] === FileType.directory;
+  if (isDirectory && leftOut.has(place.inode)) return above ?? { kind: "left-out" };
+  if (above?.kind === "directory") {
+    if (isDirectory) above.places.push(place);
+    above.open = isDirectory && !isOpaque(tree, place.inode);
+    return above;
+  }
+  if (isDirectory) {
+    return { kind: "directory", places: [place], open: !isOpaque(tree, place.inode), covered: above !== undefined };
+  }
+  return isWhiteout(tree, place.inode) ? { kind: "hidden" } : { kind: "file", places: [place] };
 }
 
 interface Visited {
@@ -192,16 +206,35 @@ interface Visited {
   readonly whiteout: boolean;
 }
 
+/** Names on the way to directories that differ in a chain, as a tree: all that is looked at, since whole images have many names. */
+type Ways = Map<string, Ways>;
+
+function waysToChanges(chain: readonly ChainLayer[]): Ways {
+  const root: Ways = new Map();
+  for (const { changedPaths } of chain) {
+    for (const path of changedPaths) {
+      let at = root;
+      for (const name of path.slice(1).split("/")) {
+        const next: Ways = at.get(name) ?? new Map();
+        at.set(name, next);
+        at = next;
+      }
+    }
+  }
+  return root;
+}
+
 /** Directories of the merged view that need another look than the raw stack gives them, and their ancestors before them. */
 function changedDirectories(chain: readonly ChainLayer[]): Visited[] {
   const wanted = new Set<Visited>();
   const order: Visited[] = [];
-  const stack: { self: Visited | null; places: readonly Place[] }[] = [
-    { self: null, places: chain.map((_, layer) => ({ layer, inode: 0 })).reverse() },
+  const stack: { self: Visited | null; places: readonly Place[]; ways: Ways }[] = [
+    { self: null, places: chain.map((_, layer) => ({ layer, inode: 0 })).reverse(), ways: waysToChanges(chain) },
   ];
   for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
-    for (const [name, found] of mergedChildren(chain, top.places)) {
-      if (found.kind === "file" || found.kind === "hidden") continue;
+    for (const [name, ways] of top.ways) {
+      const found = mergedChild(chain, top.places, Buffer.from(name, "latin1"));
+      if (found === undefined || found.kind === "file" || found.kind === "hidden") continue;
       const path = `${top.self?.path ?? ""}/${name}`;
       const whiteout = found.kind === "left-out";
       let attributes: DirectoryAttributes = { ...ROOT_ATTRIBUTES, xattrs: new Map() };
@@ -214,7 +247,7 @@ function changedDirectories(chain: readonly ChainLayer[]): Visited[] {
       const self: Visited = { parent: top.self, name, path, attributes, changed, whiteout };
       order.push(self);
       if (changed) for (let at: Visited | null = self; at !== null && !wanted.has(at); at = at.parent) wanted.add(at);
-      if (found.kind === "directory") stack.push({ self, places: found.places });
+      if (found.kind === "directory") stack.push({ self, places: found.places, ways });
     }
   }
   return order.filter((directory) => wanted.has(directory));
