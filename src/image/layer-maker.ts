@@ -41,6 +41,8 @@ export class LayerMaker {
   readonly #sources = new Map<number, Map<string, () => void>>();
   /** What went wrong last, by layer, for the status. */
   readonly #failures = new Map<number, string>();
+  /** Layers whose index was found bad, and why. */
+  readonly #refused = new Map<number, string>();
 
   constructor(options: LayerMakerOptions) {
     this.#options = options;
@@ -52,9 +54,9 @@ export class LayerMaker {
     this.ready(id).catch(() => {});
   }
 
-  /** Why the layer could not be made the last time, or null. */
-  failure(id: number): string | null {
-    return this.#failures.get(id) ?? null;
+  /** Why the layer could not be made the last time, or why another stands in for it; null when all is well. */
+  trouble(id: number): string | null {
+    return this.#failures.get(id) ?? this.#refused.get(id) ?? null;
   }
 
   /** Layers that stand in for `id` because its index is bad: they live as long as it does. */
@@ -97,6 +99,7 @@ export class LayerMaker {
       .catch(() => {});
     this.#endSources(id);
     this.#failures.delete(id);
+    this.#refused.delete(id);
     await this.#options.store.remove(id);
   }
 
@@ -116,6 +119,8 @@ export class LayerMaker {
     const row = store.row(id);
     if (row === null) throw new HeadstartError("HS_NOT_FOUND", { what: `layer ${id}` });
     if (row.format === EAGER) return await this.#eager(row);
+    const standIn = this.#refused.has(id) ? this.standIn(id) : null;
+    if (standIn !== null) return await this.ready(standIn);
     try {
       const layer = row.state.t === "opening" ? await this.#lazy(row) : await store.get(id);
       if (layer.state.t === "broken")
@@ -127,6 +132,7 @@ export class LayerMaker {
       // fail open to eager, never to wrong data
       const reason = `its ${row.format} index cannot be used: ${describeError(error)}`;
       publish("image:index-refused", { layer: id, digest: row.identity.digest, reason });
+      this.#refused.set(id, reason);
       const source = { ...unpackSource(row.source), table: null, extras: [], reason };
       return await this.ready(
         store.declare({ identity: row.identity, role: row.role, format: EAGER, indexDigest: null }, packSource(source))
@@ -156,14 +162,13 @@ export class LayerMaker {
           .catch(() => null),
       ),
     ]);
-    const lazy = format.openLayer({ identity: row.identity, role: row.role, table: table!, extras });
     return await this.#options.store.createLazy({
       identity: row.identity,
       role: row.role,
       format: row.format,
-      lazy,
       indexBytes: table!,
       indexDigest: source.table.digest,
+      extras,
       source: row.source,
     });
   }

@@ -123,7 +123,7 @@ export class ImageProvider {
               ? "mixed"
               : ([...modes][0] ?? "eager"),
         reason: record.refusal ?? record.planned?.choice.reason ?? null,
-        layers: layers.map((layer) => ({ ...layer, reason: this.maker.failure(layer.layer) ?? layer.reason })),
+        layers: layers.map((layer) => ({ ...layer, reason: this.maker.trouble(layer.layer) ?? layer.reason })),
       };
     });
   }
