@@ -12,9 +12,9 @@ import { describeError, HeadstartError } from "../base/errors.ts";
 import { makePrivateDirectory } from "../base/files.ts";
 import { impliedLower } from "../erofs/overlay.ts";
 import { FetchScheduler } from "../fetch/scheduler.ts";
-import { FORMATS } from "../formats/all.ts";
 import { HoleServer } from "../fuse/hole-server.ts";
 import { ImageProvider } from "../image/provider.ts";
+import { TableOpener } from "../image/tables.ts";
 import { LayerStore } from "../layer/store.ts";
 import { Chains } from "../mount/chain.ts";
 import { probeLadder } from "../mount/ladder.ts";
@@ -44,14 +44,10 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
       backgroundBytesPerSecond: config.fetch.bandwidth_bytes_per_second,
     }),
   });
+  const tables = parts.use(new TableOpener());
   const store = parts.use(
     await LayerStore.open(config.root, {
       fetcher: scheduler,
-      openLazy: (name, { identity, role, table }) => {
-        const format = FORMATS.find((candidate) => candidate.name === name);
-        if (format === undefined) throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `layer format ${name}` });
-        return format.openLayer({ identity, role, table, extras: [] });
-      },
       bootId: readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim(),
       deadlineMs: config.fetch.demand_timeout_seconds * 1000,
       // the next container that wants the layer gets a whole one
@@ -93,6 +89,7 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
   const images = new ImageProvider({
     store,
     scheduler,
+    tables,
     repository: (reference) => registry.repository(reference),
     manifests: new ContainerdContent({ root: config.containerd.root, client: containerd }),
     policy: config.trust.policy,

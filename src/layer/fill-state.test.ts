@@ -89,7 +89,8 @@ const layers = fc
     const streamLength = address + 1024;
     const lengths: number[] = [];
     for (let at = 0, index = 0; at < streamLength; index++) {
-      const length = Math.min(cuts[index % cuts.length]! * (1 + (index % 3)), streamLength - at);
+      const cut = Math.max(cuts[index % cuts.length]!, Math.ceil(streamLength / 60));
+      const length = Math.min(cut * (1 + (index % 3)), streamLength - at);
       lengths.push(length);
       at += length;
     }

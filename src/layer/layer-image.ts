@@ -19,7 +19,7 @@ import type { ByteBudget } from "./byte-budget.ts";
 import type { Filler } from "./filler.ts";
 import type { Priority } from "./interfaces.ts";
 import type { RestMap } from "./rest.ts";
-import { checkWhole } from "./seal.ts";
+import type { SealRequest } from "./seal.ts";
 import { type LayerState, transition } from "./state.ts";
 
 /** What is behind a file that has holes. Null parts of it are gone once the layer is sealed. */
@@ -58,6 +58,7 @@ export interface LayerHost {
   /** Removes what a sealed layer does not need. */
   dropHelpers(layer: LayerImage): Promise<void>;
   treePath(layer: LayerImage): string;
+  checkWhole(request: SealRequest, signal: AbortSignal): Promise<void>;
   readTree(layer: LayerImage): Promise<FileTree>;
   onIndexFailure(layer: LayerImage, error: HeadstartError): void;
   forget(layer: LayerImage): void;
@@ -316,9 +317,9 @@ export class LayerImage implements AsyncDisposable {
     const { restFd, placement, rest, streamLength } = lazy;
     const { identity, role } = this;
     const treePath = this.#host.treePath(this);
-    await checkWhole(
+    await this.#host.checkWhole(
       { imageFd: this.fd, restFd, placement, rest, streamLength, identity, role, treePath },
-      { what: this.what, signal },
+      signal,
     );
   }
 }

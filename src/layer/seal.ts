@@ -1,10 +1,18 @@
-/** Checks a filled layer as a whole, in a thread of its own: it reads and hashes everything once more. */
+/**
+ * The check of one filled layer as a whole, before it is sealed. The stream is put together again: it must hash to the diffID, and what it says as a tar must be the tree that is mounted. So an
+ * index cannot lie past this point, neither about content nor about names and attributes. Reads and hashes everything once more: for a thread.
+ */
 
-import { Worker } from "node:worker_threads";
-import { type ErrorCode, HeadstartError } from "../base/errors.ts";
+import { createHash } from "node:crypto";
+import { digestAlgorithm, digestHex } from "../base/digest.ts";
+import { HeadstartError } from "../base/errors.ts";
 import type { Placement } from "../erofs/placement.ts";
 import type { LayerIdentity, LayerRole } from "../formats/format.ts";
+import { LayerTreeBuilder } from "../formats/tar/apply.ts";
+import { TarReader } from "../formats/tar/records.ts";
 import type { RestMap } from "./rest.ts";
+import { streamBack } from "./stream-back.ts";
+import { readTree, sameTree } from "./tree-file.ts";
 
 export interface SealRequest {
   readonly imageFd: number;
@@ -18,38 +26,43 @@ export interface SealRequest {
   readonly treePath: string;
 }
 
-export type SealAnswer =
-  | { readonly t: "sealed" }
-  | { readonly t: "failed"; readonly code: ErrorCode; readonly what: string };
+/** Behind the end of an archive tar writers pad to their record size (GNU: 10 KiB; `-b` up to 1 MiB); an index need not count that. */
+const PADDING_BYTES_MAX = 1024 * 1024;
 
-/** Resolves when the layer file is what the diffID says. Throws HS_DIFFID_MISMATCH, HS_INDEX_MISMATCH, HS_LAYER_REFUSED, or the signal's reason. */
-export function checkWhole(request: SealRequest, options: { what: string; signal: AbortSignal }): Promise<void> {
-  const { what, signal } = options;
-  return new Promise((resolve, reject) => {
-    signal.throwIfAborted();
-    const worker = new Worker(new URL("./seal.worker.ts", import.meta.url), {
-      name: "headstart-seal",
-      workerData: request,
-    });
-    let ended = false;
-    // the thread must be gone before its descriptors may be closed, so every way out waits for its end
-    const end = (finish: () => void) => {
-      if (ended) return;
-      ended = true;
-      signal.removeEventListener("abort", onAbort);
-      void worker.terminate().then(finish, finish);
-    };
-    const onAbort = () => end(() => reject(signal.reason));
-    signal.addEventListener("abort", onAbort, { once: true });
-    worker.on("message", (answer: SealAnswer) => {
-      if (answer.t === "sealed") end(resolve);
-      else end(() => reject(new HeadstartError(answer.code, { what: `${what}: ${answer.what}` })));
-    });
-    worker.on("error", (cause) =>
-      end(() => reject(new HeadstartError("HS_INTERNAL", { what: `${what}: seal`, cause }))),
-    );
-    worker.on("exit", () =>
-      end(() => reject(new HeadstartError("HS_INTERNAL", { what: `${what}: seal ended early` }))),
-    );
+/** Throws HS_DIFFID_MISMATCH, HS_INDEX_MISMATCH, HS_LAYER_REFUSED. */
+export async function checkWhole(request: SealRequest): Promise<{ t: "sealed" }> {
+  const { identity, role, treePath } = request;
+  const { diffID } = identity;
+  const hash = createHash(digestAlgorithm(diffID));
+  const builder = new LayerTreeBuilder(role, identity.digest);
+  const reader = new TarReader(
+    {
+      entry(entry) {
+        builder.add(entry);
+        return false;
+      },
+      data() {},
+    },
+    { layer: identity.digest },
+  );
+  streamBack(request, (bytes) => {
+    hash.update(bytes);
+    reader.push(bytes);
   });
+  const zeros = new Uint8Array(512);
+  let padding = 0;
+  let got = hash.copy().digest("hex");
+  const first = got;
+  while (got !== digestHex(diffID) && padding < PADDING_BYTES_MAX) {
+    padding += zeros.byteLength;
+    got = hash.update(zeros).copy().digest("hex");
+  }
+  if (got !== digestHex(diffID)) {
+    const what = `the filled layer's stream of ${request.streamLength} bytes hashes to ${first}, its diffID is ${diffID}`;
+    throw new HeadstartError("HS_DIFFID_MISMATCH", { what });
+  }
+  reader.finish();
+  if (!sameTree(builder.finish(), await readTree(treePath)))
+    throw new HeadstartError("HS_INDEX_MISMATCH", { what: "the tar has other entries than its index says" });
+  return { t: "sealed" };
 }

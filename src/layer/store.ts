@@ -15,46 +15,41 @@
  */
 
 import { createHash } from "node:crypto";
-import { closeSync, constants, existsSync, ftruncateSync, openSync, readdirSync, statSync } from "node:fs";
-import { chmod, mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
+import { constants, existsSync, openSync, readdirSync, statSync } from "node:fs";
+import { chmod, mkdir, open, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { Bitmap } from "../base/bitmap.ts";
 import { type Clock, systemClock } from "../base/clock.ts";
-import { type Digest, sha256, verifyDigest } from "../base/digest.ts";
+import { type Digest, sha256 } from "../base/digest.ts";
 import { describeError, type ErrorCode, HeadstartError, kindOf } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import { failpoint } from "../base/failpoint.ts";
-import { makePrivateDirectory, writeFully } from "../base/files.ts";
+import { makePrivateDirectory } from "../base/files.ts";
 import { Flights } from "../base/limit.ts";
 import { MiB } from "../base/limits.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
 import { BLOCK_SIZE } from "../erofs/placement.ts";
-import { layoutLazy } from "../erofs/write.ts";
 import type { LayerIdentity, LayerRole, LazyLayer } from "../formats/format.ts";
 import { ByteBudget } from "./byte-budget.ts";
 import { Decoders } from "./decoders.ts";
-import { EagerPuller } from "./eager.ts";
+import { pullEager } from "./eager.ts";
 import { FillState } from "./fill-state.ts";
 import { Filler } from "./filler.ts";
 import type { BlobStream, UnitFetcher } from "./interfaces.ts";
+import { LayerWorkers } from "./jobs.ts";
 import { type LayerContent, type LayerHost, LayerImage } from "./layer-image.ts";
-import { readPlacement, type StoredPlacement, writePlacement } from "./placement-file.ts";
+import { type OpenLazy, type Prepared, type PrepareRequest, prepareAgain, prepareNew } from "./prepare.ts";
 import { makeRestMap } from "./rest.ts";
 import { keyText, type LayerKey, type LayerRow, LayerRows, type LayerSource } from "./rows.ts";
 import type { LayerState } from "./state.ts";
 import { readTree, writeTree } from "./tree-file.ts";
-import { checkUnits, groupPieces } from "./unit-index.ts";
+import { groupPieces } from "./unit-index.ts";
 import { UnitLog } from "./unit-log.ts";
-
-/** Makes of a table's bytes what the adapter made of them the first time. */
-export type OpenLazy = (
-  format: string,
-  input: { identity: LayerIdentity; role: LayerRole; table: Uint8Array },
-) => LazyLayer | Promise<LazyLayer>;
 
 export interface LayerStoreOptions {
   readonly fetcher: UnitFetcher;
-  readonly openLazy: OpenLazy;
+  /** Reads tables in the main thread: for tests with formats of their own. By default a thread does, with those of formats/all.ts. */
+  readonly openLazy?: OpenLazy;
   readonly decoders?: Decoders;
   readonly clock?: Clock;
   /** What the kernel says in /proc/sys/kernel/random/boot_id. */
@@ -85,7 +80,7 @@ export class LayerStore implements AsyncDisposable {
   readonly #options: LayerStoreOptions;
   readonly #rows: LayerRows;
   readonly #decoders: Decoders;
-  readonly #eager: EagerPuller;
+  readonly #workers: LayerWorkers;
   readonly #open = new Map<number, LayerImage>();
   readonly #opening = new Flights<number, LayerImage>();
   readonly #creating = new Flights<string, LayerImage>();
@@ -96,7 +91,7 @@ export class LayerStore implements AsyncDisposable {
     this.#options = options;
     this.#rows = rows;
     this.#decoders = options.decoders ?? new Decoders();
-    this.#eager = new EagerPuller({ clock: options.clock ?? systemClock });
+    this.#workers = new LayerWorkers();
     this.#host = {
       clock: options.clock ?? systemClock,
       budget: new ByteBudget(options.backgroundBytes ?? 64 * MiB),
@@ -104,6 +99,9 @@ export class LayerStore implements AsyncDisposable {
       makeDurable: (layer) => this.#makeDurable(layer),
       dropHelpers: (layer) => this.#dropHelpers(layer),
       treePath: (layer) => this.#file(layer.id, "tree"),
+      checkWhole: async (request, signal) => {
+        await this.#workers.run({ t: "seal", request }, { signal });
+      },
       readTree: (layer) => this.#readTree(layer),
       onIndexFailure: (layer, error) => this.#options.onIndexFailure?.(layer, error),
       forget: (layer) => this.#open.delete(layer.id),
@@ -149,28 +147,45 @@ export class LayerStore implements AsyncDisposable {
   }
 
   /**
-   * Makes a lazy layer of what its adapter read, or returns the one that is there. `indexBytes` are the verified bytes of the table whose digest
-   * `indexDigest` is. Nothing is fetched. Throws HS_INDEX_INVALID, HS_EROFS_LIMIT, HS_LIMIT, HS_DISK_FULL; then nothing is left of it but a declared row.
+   * Makes a lazy layer of its format's table (`indexBytes`, verified, whose digest `indexDigest` is), or returns the one that is there. `lazy`: what the adapter made of the table, if that
+   * is known already; else a thread asks it. `extras` are the hints that the format keeps beside. Nothing is fetched. Throws HS_INDEX_*, HS_LAYER_REFUSED, HS_EROFS_LIMIT,
+   * HS_LIMIT, HS_DISK_FULL; then nothing is left of it but a declared row.
    */
   async createLazy(options: {
     identity: LayerIdentity;
     role: LayerRole;
     format: string;
-    lazy: LazyLayer;
     indexBytes: Uint8Array;
     indexDigest?: Digest;
+    extras?: readonly (Uint8Array | null)[];
+    lazy?: LazyLayer;
     source: LayerSource;
   }): Promise<LayerImage> {
+    const { identity, role, format, lazy } = options;
     const indexDigest = options.indexDigest ?? sha256(options.indexBytes);
-    const key = { identity: options.identity, role: options.role, format: options.format, indexDigest };
+    const key = { identity, role, format, indexDigest };
     return await this.#creating.join(keyText(key), async () => {
       const row = this.declare(key, options.source);
       if (row.state.t !== "opening") return await this.get(row.id);
+      const request = { ...this.#prepareRequest(row), table: options.indexBytes, extras: options.extras ?? [] };
       try {
-        return await this.#makeLazy(row, options.lazy, options.indexBytes);
+        const openLazy = lazy === undefined ? this.#options.openLazy : () => lazy;
+        const prepared =
+          openLazy === undefined
+            ? await this.#workers.run({ t: "prepare", request })
+            : await prepareNew(request, openLazy);
+        const layer = this.#assemble(row, prepared, null);
+        this.#rows.setFacts(row.id, {
+          imageSize: prepared.imageSize,
+          inodeCount: prepared.lazy.tree.inodeCount,
+          streamLength: prepared.lazy.streamLength,
+        });
+        layer.become({ t: "lazy" });
+        this.#open.set(row.id, layer);
+        return layer;
       } catch (error) {
         await rm(this.#directory(row.id), { recursive: true, force: true });
-        throw isFull(error) ? diskFull(`layer ${row.identity.digest}`, error) : error;
+        throw isFull(error) ? diskFull(`layer ${identity.digest}`, error) : error;
       }
     });
   }
@@ -242,7 +257,7 @@ export class LayerStore implements AsyncDisposable {
   /** Closes all layers. Filled units stay filled. */
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([...this.#open.values()].map((layer) => layer.close()));
-    await this.#eager[Symbol.asyncDispose]();
+    await this.#workers[Symbol.asyncDispose]();
     if (this.#options.decoders === undefined) await this.#decoders[Symbol.asyncDispose]();
     this.#rows[Symbol.dispose]();
   }
@@ -253,23 +268,6 @@ export class LayerStore implements AsyncDisposable {
 
   #file(id: number, name: "image" | "units" | "placement" | "index" | "rest" | "tree"): string {
     return join(this.#directory(id), name);
-  }
-
-  async #makeLazy(row: LayerRow, lazy: LazyLayer, indexBytes: Uint8Array): Promise<LayerImage> {
-    await rm(this.#directory(row.id), { recursive: true, force: true });
-    await mkdir(this.#directory(row.id), { mode: 0o700 });
-    await writeFile(this.#file(row.id, "index"), indexBytes, { mode: 0o600 });
-    await writeTree(this.#file(row.id, "tree"), lazy.tree);
-    const stored = await this.#writeImage(row, lazy);
-    const layer = this.#assemble(row, lazy, stored, null);
-    this.#rows.setFacts(row.id, {
-      imageSize: stored.imageSize,
-      inodeCount: lazy.tree.inodeCount,
-      streamLength: lazy.streamLength,
-    });
-    layer.become({ t: "lazy" });
-    this.#open.set(row.id, layer);
-    return layer;
   }
 
   async #pull(
@@ -284,7 +282,9 @@ export class LayerStore implements AsyncDisposable {
       await rm(directory, { recursive: true, force: true });
       await mkdir(directory, { mode: 0o700 });
       const request = { identity: row.identity, role: row.role, path: layer.path, uuid: layerUuid(row) };
-      const { tree, imageSize, streamLength } = await this.#eager.pull(request, blob, {
+      const { tree, imageSize, streamLength } = await pullEager(request, blob, {
+        workers: this.#workers,
+        clock: this.#host.clock,
         signal: layer.closing,
         onProgress,
       });
@@ -335,35 +335,9 @@ export class LayerStore implements AsyncDisposable {
     return { fd: openSync(path, constants.O_RDONLY), size, fillMap, lazy: null };
   }
 
-  /** A new layer file with metadata and holes, and its placement. Nothing may have it mounted. */
-  async #writeImage(row: LayerRow, lazy: LazyLayer): Promise<StoredPlacement> {
-    const layout = layoutLazy(lazy.tree, { uuid: layerUuid(row) });
-    checkUnits(lazy.units, layout.placement, lazy.streamLength);
-    const stored = { placement: layout.placement, imageSize: layout.size };
-    const image = openSync(
-      this.#file(row.id, "image"),
-      constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC,
-      0o600,
-    );
-    try {
-      ftruncateSync(image, layout.size);
-      for (const part of layout.parts) writeFully(image, part.bytes, part.offset);
-    } finally {
-      closeSync(image);
-    }
-    await writePlacement(this.#file(row.id, "placement"), stored);
-    await writeFile(this.#file(row.id, "rest"), "", { mode: 0o600 });
-    return stored;
-  }
-
   /** `filled`: bitmap of the unit log to go on with; null begins a new one. */
-  #assemble(
-    row: LayerRow,
-    lazy: LazyLayer,
-    stored: StoredPlacement,
-    filled: { log: UnitLog; filled: Uint8Array } | null,
-  ): LayerImage {
-    const { placement, imageSize } = stored;
+  #assemble(row: LayerRow, prepared: Prepared, filled: { log: UnitLog; filled: Uint8Array } | null): LayerImage {
+    const { lazy, placement, imageSize } = prepared;
     const what = `layer ${row.identity.digest}`;
     const pieces = groupPieces(lazy.units);
     const rest = makeRestMap(placement, lazy.streamLength);
@@ -465,30 +439,46 @@ export class LayerStore implements AsyncDisposable {
 
   /** Throws HS_LAYER_BROKEN, and marks the row, when the files cannot be used. */
   async #openLazy(row: LayerRow): Promise<LayerImage> {
+    const { bootId } = this.#options;
+    const isSameBoot = row.bootId === bootId;
     try {
-      const table = await readFile(this.#file(row.id, "index"));
-      verifyDigest(table, row.indexDigest!, `index of layer ${row.identity.digest}`);
-      const lazy = await this.#options.openLazy(row.format, { identity: row.identity, role: row.role, table });
-      const filled = UnitLog.open(this.#file(row.id, "units"), lazy.units.unitCount, this.#options.bootId);
-      if (filled === null) {
-        // another boot: what is in the files may have been lost in part. Begin with holes only; nothing has the file mounted
-        publish("layer:boot-changed", { layer: row.id });
-        return this.#assemble(row, lazy, await this.#writeImage(row, lazy), null);
-      }
+      // after another boot: what is in the files may have been lost in part. Begin with holes only; nothing has the file mounted
+      if (!isSameBoot) publish("layer:boot-changed", { layer: row.id });
+      const request = { ...this.#prepareRequest(row), rebuild: !isSameBoot };
+      const prepared =
+        this.#options.openLazy === undefined
+          ? await this.#workers.run({ t: "prepare-again", request })
+          : await prepareAgain(request, this.#options.openLazy);
+      const unitCount = prepared.lazy.units.unitCount;
+      const filled = isSameBoot ? UnitLog.open(this.#file(row.id, "units"), unitCount, bootId) : null;
+      if (isSameBoot && filled === null)
+        throw new HeadstartError("HS_MALFORMED", { what: "its unit log is of another boot" });
       try {
-        const stored = await readPlacement(this.#file(row.id, "placement"));
-        checkUnits(lazy.units, stored.placement, lazy.streamLength);
-        return this.#assemble(row, lazy, stored, filled);
+        const layer = this.#assemble(row, prepared, filled);
+        // from now on the files are of this boot
+        this.#rows.setState(row.id, row.state, bootId);
+        return layer;
       } catch (error) {
-        filled.log.close();
+        filled?.log.close();
         throw error;
       }
     } catch (error) {
       if (kindOf(error) === "exhausted" || kindOf(error) === "canceled") throw error;
       const reason = `its files cannot be used: ${describeError(error)}`;
-      this.#rows.setState(row.id, { t: "broken", code: "HS_LAYER_BROKEN", reason }, this.#options.bootId);
+      if (!isSameBoot && row.state.t !== "broken") {
+        // lost with the power: nothing is mounted, so it may simply be made again
+        this.#rows.setState(row.id, { t: "opening", reason }, bootId);
+        throw new HeadstartError("HS_LAYER_STATE", { what: `layer ${row.identity.digest}: ${reason}`, cause: error });
+      }
+      this.#rows.setState(row.id, { t: "broken", code: "HS_LAYER_BROKEN", reason }, bootId);
       throw new HeadstartError("HS_LAYER_BROKEN", { what: `layer ${row.identity.digest}: ${reason}`, cause: error });
     }
+  }
+
+  #prepareRequest(row: LayerRow): PrepareRequest {
+    const { identity, role, format, indexDigest } = row;
+    const directory = this.#directory(row.id);
+    return { directory, identity, role, format, indexDigest: indexDigest!, uuid: layerUuid(row) };
   }
 
   #save(layer: LayerImage, state: LayerState): void {
@@ -526,7 +516,8 @@ export class LayerStore implements AsyncDisposable {
           break;
         case "filling":
         case "verifying":
-          become({ t: "lazy" });
+          // of the boot that it was of: what follows from that is decided when it is opened
+          this.#rows.setState(row.id, { t: "lazy" }, row.bootId);
           break;
         case "sealed":
           await this.#dropLeftHelpers(row.id);
