@@ -10,14 +10,12 @@ import { dirname, join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { systemClock } from "../base/clock.ts";
 import { HeadstartError } from "../base/errors.ts";
-
-const project = dirname(dirname(import.meta.dirname));
+import { IS_CHECKOUT, PROJECT } from "../base/project.ts";
 
 /** `$HEADSTART_CACHE`, else `.cache/` of a checkout, else /var/cache/headstart. */
 export function cacheDirectory(): string {
   const named = process.env.HEADSTART_CACHE;
-  const directory =
-    named || (existsSync(join(project, "package.json")) ? join(project, ".cache") : "/var/cache/headstart");
+  const directory = named || (IS_CHECKOUT ? join(PROJECT, ".cache") : "/var/cache/headstart");
   mkdirSync(directory, { recursive: true });
   return directory;
 }

@@ -5,14 +5,15 @@
 
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { request } from "node:http";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { stringify } from "smol-toml";
 import { systemClock } from "../base/clock.ts";
 import { describeError, HeadstartError } from "../base/errors.ts";
+import { PROJECT } from "../base/project.ts";
 import { Child } from "./process.ts";
 import { commandLine, killAndWait, unmountAll } from "./sweep.ts";
 
-const COMMAND = join(dirname(dirname(import.meta.dirname)), "bin/headstart");
+const COMMAND = join(PROJECT, "bin/headstart");
 const READY_MS = 30_000;
 const POLL_MS = 25;
 
@@ -77,7 +78,7 @@ export class HeadstartDaemon implements AsyncDisposable {
 
   /** Of the server that the supervisor runs now. */
   get serverPid(): number {
-    return Number(readFileSync(join(this.places.state, "server.pid"), "utf8"));
+    return Number.parseInt(readFileSync(join(this.places.state, "server.pid"), "utf8"), 10);
   }
 
   /** The pids of all its processes. */

@@ -1,9 +1,8 @@
 /** `headstart daemon`: becomes the supervisor, which starts the server. */
 
-import { existsSync } from "node:fs";
-import { join } from "node:path";
 import type { Command } from "commander";
 import { HeadstartError } from "../../base/errors.ts";
+import { programPath } from "../../base/project.ts";
 import { loadConfig, printConfig } from "../../daemon/config.ts";
 
 export const DEFAULT_CONFIG = "/etc/headstart/config.toml";
@@ -18,12 +17,6 @@ interface DaemonOptions {
   readonly printConfig?: boolean;
   readonly teardown?: boolean;
   readonly force?: boolean;
-}
-
-/** A program of ours: from the sources in a checkout, from the bundle when installed. */
-export function programPath(source: string, bundled: string): string {
-  const fromSource = join(import.meta.dirname, "../..", source);
-  return existsSync(fromSource) ? fromSource : join(import.meta.dirname, bundled);
 }
 
 export function registerDaemon(program: Command): void {
