@@ -14,7 +14,6 @@ import { impliedLower } from "../erofs/overlay.ts";
 import { FetchScheduler } from "../fetch/scheduler.ts";
 import { HoleServer } from "../fuse/hole-server.ts";
 import { ImageProvider } from "../image/provider.ts";
-import { TableOpener } from "../image/tables.ts";
 import { LayerStore } from "../layer/store.ts";
 import { Chains } from "../mount/chain.ts";
 import { probeLadder } from "../mount/ladder.ts";
@@ -44,7 +43,6 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
       backgroundBytesPerSecond: config.fetch.bandwidth_bytes_per_second,
     }),
   });
-  const tables = parts.use(new TableOpener());
   const store = parts.use(
     await LayerStore.open(config.root, {
       fetcher: scheduler,
@@ -89,7 +87,6 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
   const images = new ImageProvider({
     store,
     scheduler,
-    tables,
     repository: (reference) => registry.repository(reference),
     manifests: new ContainerdContent({ root: config.containerd.root, client: containerd }),
     policy: config.trust.policy,

@@ -21,14 +21,12 @@ import { EAGER, type LayerStore } from "../layer/store.ts";
 import { type ImageReference, parseReference } from "../oci/reference.ts";
 import type { BlobHandle, ImageReader } from "../oci/store.ts";
 import { packSource, unpackSource } from "./source.ts";
-import type { TableOpener } from "./tables.ts";
 
 export interface LayerMakerOptions {
   readonly store: LayerStore;
   readonly scheduler: FetchScheduler;
   /** Reads hosts.toml; connects to nothing. */
   readonly repository: (reference: ImageReference) => Promise<ImageReader>;
-  readonly tables: TableOpener;
   /** Whole layers pulled at once. */
   readonly eagerParallel: number;
   /** Complete lazy layers in the background. */

@@ -7,7 +7,6 @@ import type { Clock } from "../base/clock.ts";
 import { type Digest, sha256 } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { FetchScheduler } from "../fetch/scheduler.ts";
-import { FORMATS } from "../formats/all.ts";
 import { SOCI_MEDIA_TYPES } from "../formats/soci/ondisk.ts";
 import { LayerStore } from "../layer/store.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
@@ -88,7 +87,6 @@ async function setUp(parts: AsyncDisposableStack, options: Partial<ImageProvider
     await LayerStore.open(directory, {
       fetcher: scheduler,
       bootId: "00000000-0000-4000-8000-000000000000",
-      openLazy: (name, input) => FORMATS.find((format) => format.name === name)!.openLayer({ ...input, extras: [] }),
     }),
   );
   const provider = new ImageProvider({
