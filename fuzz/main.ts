@@ -2,8 +2,9 @@
 
 import { type Fuzzer, Random } from "./fuzzer.ts";
 import { SOCI_FUZZERS } from "./soci.ts";
+import { TAR_FUZZERS } from "./tar.ts";
 
-const FUZZERS: { readonly [name: string]: Fuzzer } = { ...SOCI_FUZZERS };
+const FUZZERS: { readonly [name: string]: Fuzzer } = { ...SOCI_FUZZERS, ...TAR_FUZZERS };
 
 async function run(name: string, fuzzer: Fuzzer, seconds: number, firstSeed: number | null): Promise<boolean> {
   const end = performance.now() + seconds * 1000;
