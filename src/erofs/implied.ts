@@ -167,7 +167,7 @@ function takeFromBelow(layer: ChainLayer, below: readonly ChainLayer[]): void {
           layer.changedPaths.push(path);
           continue;
         }
-        const taken = takenAttributes(ownAttributes(tree, inode), flags, source);
+        const taken = takenAttributes(ownAttributes(tree, inode), flags, source, layer.taken.get(top.inode));
         if (taken !== null) {
           layer.taken.set(inode, taken);
           layer.changedPaths.push(path);
@@ -178,9 +178,18 @@ function takeFromBelow(layer: ChainLayer, below: readonly ChainLayer[]): void {
   }
 }
 
-/** Null: as the tree has them. */
-function takenAttributes(own: DirectoryAttributes, flags: number, source: ImpliedSource): DirectoryAttributes | null {
-  if (source.kind === "none") return null;
+/** Null: as the tree has them. `parent` is what the parent took, if it did. */
+function takenAttributes(
+  own: DirectoryAttributes,
+  flags: number,
+  source: ImpliedSource,
+  parent: DirectoryAttributes | undefined,
+): DirectoryAttributes | null {
+  if (source.kind === "none") {
+    // made in a directory that took setgid from below: the group is that one's (C10)
+    const inherits = (flags & INODE_IMPLIED) !== 0 && parent !== undefined && (parent.mode & SETGID) !== 0;
+    return inherits && parent.gid !== own.gid ? { ...own, gid: parent.gid } : null;
+  }
   if (source.kind === "blocked") return (flags & INODE_IMPLIED) !== 0 && own.gid !== 0 ? { ...own, gid: 0 } : null;
   const implied = (flags & INODE_IMPLIED) !== 0;
   if (!implied && (flags & INODE_IMPLIED_FIRST) === 0) return null;
@@ -195,6 +204,8 @@ function takenAttributes(own: DirectoryAttributes, flags: number, source: Implie
   const taken = { ...base, xattrs };
   return sameAttributes(own, taken) ? null : taken;
 }
+
+const SETGID = 0o2000;
 
 function sameAttributes(a: DirectoryAttributes, b: DirectoryAttributes): boolean {
   return (

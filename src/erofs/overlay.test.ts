@@ -143,6 +143,12 @@ test("5: what was implied in between passes on what it took", () => {
   assert.equal(at(treeInChain(trees, 2), "a").mode, "700");
 });
 
+test("5, C10: an implied directory in one that took setgid from below has its group", () => {
+  const trees = stack([directory("g", { mode: 0o2775, gid: 42 })], [file("g/new/f")]);
+  const { tree } = mergeTrees(trees);
+  assert.deepEqual([at(tree, "g").mode, at(tree, "g/new").mode, at(tree, "g/new").owner], ["2775", "755", "0:42"]);
+});
+
 test("5: no lower is made where nothing differs: no implied directory, none below, or one that a higher layer has an entry for", () => {
   assert.equal(impliedLower(stack([directory("a")], [directory("a"), file("a/f")])), null);
   assert.equal(impliedLower(stack([file("b")], [file("a/f")])), null);
