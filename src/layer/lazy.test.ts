@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, test } from "node:test";
@@ -352,25 +352,67 @@ test("a removed layer leaves no file, and its id is not used again", async () =>
   assert.ok((await create(store, plain)).id > id);
 });
 
+function killedAt(point: string, root: string, how: "lazy" | "eager"): void {
+  const child = join(import.meta.dirname, "../../test/fakes/plain-fill.ts");
+  const result = spawnSync(process.execPath, [child, root, BOOT, how], {
+    env: { ...process.env, HEADSTART_FAILPOINTS: point },
+    encoding: "utf8",
+    timeout: 30_000,
+  });
+  assert.equal(result.signal, "SIGKILL", `${point}: ${result.stderr}`);
+}
+
 test("a process that is killed while it fills loses nothing that it had filled, and shows nothing that it had not", async () => {
   const plain = makePlainLayer(FILES);
-  const child = join(import.meta.dirname, "../../test/fakes/plain-fill.ts");
-  for (const point of ["layer:unit-bit=4*exit", "layer:data-write=9*exit"]) {
+  const units = plain.lazy.units.unitCount;
+  for (const [point, least, most] of [
+    ["layer:unit-bit=4*exit", 1, units - 1],
+    ["layer:data-write=9*exit", 1, units - 1],
+    ["layer:sealed=exit", units, units],
+  ] as const) {
     const root = newRoot();
-    const result = spawnSync(process.execPath, [child, root, BOOT], {
-      env: { ...process.env, HEADSTART_FAILPOINTS: point },
-      encoding: "utf8",
-      timeout: 30_000,
-    });
-    assert.equal(result.signal, "SIGKILL", result.stderr);
+    killedAt(point, root, "lazy");
     const fetcher = new MemoryFetcher(plain.blob);
     const store = await openStore(root, plain, fetcher);
     const layer = await store.get(store.list()[0]!.id);
+    assert.equal(layer.state.t, "lazy");
     const before = layer.statistics().unitsFilled;
-    assert.ok(before > 0 && before < plain.lazy.units.unitCount, `${before} units after ${point}`);
+    assert.ok(before >= least && before <= most, `${before} units after ${point}`);
     for (let index = 0; index < FILES.length; index++) await assertFile(layer, plain, index);
     layer.startBackground();
     await layer.whenComplete();
-    assert.equal(fetcher.calls.length, plain.lazy.units.unitCount - before);
+    assert.equal(fetcher.calls.length, units - before);
+  }
+});
+
+test("a pull that is killed begins anew under the same id; one that was complete is believed", async () => {
+  const plain = makePlainLayer(FILES);
+  const identity = { ...plain.identity, mediaType: "application/vnd.oci.image.layer.v1.tar" };
+  const blob = {
+    digest: identity.digest,
+    size: identity.size,
+    async *stream(offset: number) {
+      yield plain.blob.subarray(offset);
+    },
+  };
+  for (const [point, state] of [
+    ["layer:eager-write=exit", "opening"],
+    ["layer:eager-metadata=exit", "opening"],
+    ["layer:sealed=exit", "syncing"],
+  ] as const) {
+    const root = newRoot();
+    killedAt(point, root, "eager");
+    const store = await openStore(root, plain, new MemoryFetcher(plain.blob));
+    const [row] = store.list();
+    assert.equal(row!.state.t, state);
+    assert.equal(existsSync(join(root, "layers", String(row!.id))), state === "syncing");
+    const { layer, done } = await store.createEager({ identity, role: "lowest", blob, source: {} });
+    await done;
+    assert.equal(layer.id, row!.id);
+    const image = bytesAt(layer, 0, layer.size);
+    const other = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
+    const pull = await other.createEager({ identity, role: "lowest", blob, source: {} });
+    await pull.done;
+    assert.equal(Buffer.compare(image, bytesAt(pull.layer, 0, pull.layer.size)), 0);
   }
 });
