@@ -23,22 +23,12 @@ import type { Range } from "../base/ranges.ts";
 import { type ConnectionState, canResend, initReply, loadConnection, negotiate, saveNegotiated } from "./connection.ts";
 import { errnoOf } from "./errno.ts";
 import { FileTable, type HoleFile, type SharedFile, type TableFile } from "./file-table.ts";
-import { Journal, type JournalEntry } from "./journal.ts";
+import { Journal, type JournalEntry, READERS_MAX } from "./journal.ts";
 import { answer, readNodeid } from "./namespace.ts";
-import {
-  IN_HEADER,
-  NOTIFY_INVAL_ENTRY_OUT,
-  NOTIFY_INVAL_INODE_OUT,
-  NOTIFY_STORE_OUT,
-  NotifyCode,
-  Opcode,
-  OUT_HEADER,
-  READ_BYTES_MAX,
-  READ_IN,
-  ROOT_NODEID,
-} from "./ondisk.ts";
+import { fillStore, invalEntry, resend, STORE_ROOM } from "./notify.ts";
+import { IN_HEADER, Opcode, OUT_HEADER, READ_BYTES_MAX, READ_IN, ROOT_NODEID } from "./ondisk.ts";
 import type { ReaderData, ReaderMessage } from "./reader.worker.ts";
-import { notification, replyBuffer, type Sent, sendReply, writeOnce } from "./reply.ts";
+import { replyBuffer, type Sent, sendReply, writeOnce } from "./reply.ts";
 
 export type { HoleFile } from "./file-table.ts";
 
@@ -130,7 +120,7 @@ export class HoleServer implements AsyncDisposable {
     this.#connectionPath = join(options.stateDirectory, "connection.json");
     this.#clock = options.clock ?? systemClock;
     this.#faultDeadlineMs = options.faultDeadlineMs ?? FAULT_DEADLINE_MS;
-    this.#readerCount = options.readers ?? 2;
+    this.#readerCount = Math.min(options.readers ?? 2, READERS_MAX);
     this.#resend = options.resend ?? true;
     this.#onUnknownFile = options.onUnknownFile;
     this.#state = state;
@@ -205,11 +195,7 @@ export class HoleServer implements AsyncDisposable {
    */
   async start(): Promise<void> {
     const left = this.#left.splice(0);
-    if (
-      this.#resend &&
-      canResend(this.#state) &&
-      writeOnce(this.#fd, notification(NotifyCode.resend, 0), OUT_HEADER.size) === "sent"
-    ) {
+    if (this.#resend && canResend(this.#state) && writeOnce(this.#fd, resend(), OUT_HEADER.size) === "sent") {
       this.#recovery = "resent";
       for (const entry of left) this.#journal.release(entry.slot);
     }
@@ -227,26 +213,10 @@ export class HoleServer implements AsyncDisposable {
     // the kernel takes bytes only for a node that it has looked up
     await stat(this.path(file));
     for (let offset = range.start; offset < range.end; offset += STORE_CHUNK) {
-      const size = Math.min(STORE_CHUNK, range.end - offset);
-      const bytes = this.#read(nodeid, offset, size, OUT_HEADER.size + NOTIFY_STORE_OUT.size);
-      const payload = notification(NotifyCode.store, NOTIFY_STORE_OUT.size + size);
-      bytes.set(payload.subarray(0, OUT_HEADER.size));
-      const view = new DataView(bytes.buffer, OUT_HEADER.size);
-      view.setBigUint64(NOTIFY_STORE_OUT.offsets.nodeid, BigInt(nodeid), true);
-      view.setBigUint64(NOTIFY_STORE_OUT.offsets.offset, BigInt(offset), true);
-      view.setUint32(NOTIFY_STORE_OUT.offsets.size, size, true);
+      const bytes = this.#read(nodeid, offset, Math.min(STORE_CHUNK, range.end - offset), STORE_ROOM);
+      fillStore(bytes, nodeid, offset);
       if (!(await this.#notify(bytes))) return;
     }
-  }
-
-  /** Drops the FUSE copy of a range (buffered mode caches twice otherwise). Never over the metadata. */
-  async invalidate(nodeid: number, range: Range): Promise<void> {
-    const bytes = notification(NotifyCode.invalInode, NOTIFY_INVAL_INODE_OUT.size);
-    const view = new DataView(bytes.buffer, OUT_HEADER.size);
-    view.setBigUint64(NOTIFY_INVAL_INODE_OUT.offsets.ino, BigInt(nodeid), true);
-    view.setBigUint64(NOTIFY_INVAL_INODE_OUT.offsets.off, BigInt(range.start), true);
-    view.setBigUint64(NOTIFY_INVAL_INODE_OUT.offsets.len, BigInt(range.end - range.start), true);
-    await this.#notify(bytes);
   }
 
   /**
@@ -267,7 +237,6 @@ export class HoleServer implements AsyncDisposable {
     }
     for (const port of this.#ports) port.close();
     if (this.#workers.size > 0) throw new HeadstartError("HS_CANCELED", { what: "a FUSE reader did not end" });
-    this.#journal.close();
   }
 
   #startReader(): void {
@@ -276,7 +245,8 @@ export class HoleServer implements AsyncDisposable {
     const data: ReaderData = {
       fd: this.#fd,
       files: port2,
-      journalFd: this.#journal.fd,
+      index: this.#workers.size,
+      journalPath: this.#journal.path,
       taken: this.#journal.taken.buffer,
       counters,
       connectionPath: this.#connectionPath,
@@ -480,16 +450,6 @@ export class HoleServer implements AsyncDisposable {
 
 function isFilled(file: HoleFile, range: Range): boolean {
   return file.fillMap.hasAll(Math.floor(range.start / 4096), Math.ceil(range.end / 4096));
-}
-
-function invalEntry(name: string): Uint8Array {
-  const encoded = Buffer.from(name, "latin1");
-  const bytes = notification(NotifyCode.invalEntry, NOTIFY_INVAL_ENTRY_OUT.size + encoded.byteLength + 1);
-  const view = new DataView(bytes.buffer, OUT_HEADER.size);
-  view.setBigUint64(NOTIFY_INVAL_ENTRY_OUT.offsets.parent, BigInt(ROOT_NODEID), true);
-  view.setUint32(NOTIFY_INVAL_ENTRY_OUT.offsets.namelen, encoded.byteLength, true);
-  bytes.set(encoded, OUT_HEADER.size + NOTIFY_INVAL_ENTRY_OUT.size);
-  return bytes;
 }
 
 /** `work`, but not longer than the signal: whoever fills may not look at it. */

@@ -111,7 +111,6 @@ export const INIT_OUT = struct("fuse_init_out", 64, {
 /** Followed by the name, padded to 8 bytes. */
 export const DIRENT = struct("fuse_dirent", 24, { ino: "u64", off: "u64", namelen: "u32", type: "u32" });
 
-export const NOTIFY_INVAL_INODE_OUT = struct("fuse_notify_inval_inode_out", 24, { ino: "u64", off: "u64", len: "u64" });
 /** Followed by the name and a NUL. */
 export const NOTIFY_INVAL_ENTRY_OUT = struct("fuse_notify_inval_entry_out", 16, {
   parent: "u64",
@@ -181,7 +180,7 @@ export const WRITING_OPCODES: ReadonlySet<number> = new Set([
 ]);
 
 /** enum fuse_notify_code: written to the device with unique 0 and the code in place of the error. */
-export const NotifyCode = { invalInode: 2, invalEntry: 3, store: 4, resend: 7 } as const;
+export const NotifyCode = { invalEntry: 3, store: 4, resend: 7 } as const;
 
 /** INIT flags, 64 bits: `flags` and `flags2`. */
 export const InitFlag = {

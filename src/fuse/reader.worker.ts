@@ -21,7 +21,9 @@ import { replyBuffer, type Sent, sendReply } from "./reply.ts";
 export interface ReaderData {
   readonly fd: number;
   readonly files: MessagePort;
-  readonly journalFd: number;
+  /** Which of the journal's landings is this reader's. */
+  readonly index: number;
+  readonly journalPath: string;
   readonly taken: SharedArrayBuffer;
   /** Float64 counters that only this thread writes: reads, bytes, requests of other kinds. */
   readonly counters: SharedArrayBuffer;
@@ -36,17 +38,17 @@ export type ReaderMessage =
   | { readonly kind: "closed" };
 
 const data = workerData as ReaderData;
-const journal = new Journal(data.journalFd, data.taken);
+const journal = new Journal(data.journalPath, data.taken);
 const table = new FileTable();
 const counters = new Float64Array(data.counters);
-const request = new Uint8Array(REQUEST_BYTES_MAX);
-const view = new DataView(request.buffer);
+/** In the journal: what read(2) puts here outlives this process. */
+const request = journal.landing(data.index);
+const view = new DataView(request.buffer, request.byteOffset, request.byteLength);
 const reply = replyBuffer(READ_BYTES_MAX);
 const replyBody = reply.subarray(OUT_HEADER.size);
 const OFFSET = IN_HEADER.size + READ_IN.offsets.offset;
 const SIZE = IN_HEADER.size + READ_IN.offsets.size;
 
-let slot = journal.claim();
 run();
 
 function run(): void {
@@ -56,9 +58,7 @@ function run(): void {
       post({ kind: "closed" });
       return;
     }
-    failpoint("fuse:request");
-    journal.store(slot, request, length);
-    failpoint("fuse:stored");
+    failpoint("fuse:read");
     let outcome: Sent | "handed" | "stop";
     try {
       outcome = serve(length);
@@ -67,13 +67,10 @@ function run(): void {
       post({ kind: "trouble", error: error instanceof Error ? error : new Error(String(error)) });
       outcome = sendReply(data.fd, request, reply, Errno.EIO, 0);
     }
-    failpoint("fuse:replied");
-    if (outcome === "handed") slot = journal.claim();
-    if (outcome === "stop" || outcome === "closed") {
-      journal.release(slot);
-      if (outcome === "closed") post({ kind: "closed" });
-      return;
-    }
+    failpoint("fuse:served");
+    journal.clearLanding(data.index);
+    if (outcome === "closed") post({ kind: "closed" });
+    if (outcome === "stop" || outcome === "closed") return;
   }
 }
 
@@ -150,7 +147,11 @@ function serveRead(): Sent | "handed" {
 }
 
 function handOver(): "handed" {
-  post({ kind: "fault", slot, request: request.slice(0, IN_HEADER.size + READ_IN.size) });
+  const copy = request.slice(0, IN_HEADER.size + READ_IN.size);
+  const slot = journal.claim();
+  journal.store(slot, copy);
+  failpoint("fuse:stored");
+  post({ kind: "fault", slot, request: copy });
   return "handed";
 }
 

@@ -1,4 +1,4 @@
-/** Writing to the device: each reply and each notification is exactly one write(2) of its whole length (specs/erofs-fuse.md 9, 12). */
+/** Writing to the device: each reply is exactly one write(2) of its whole length (specs/erofs-fuse.md 9). */
 
 import { writeSync } from "node:fs";
 import { IN_HEADER, OUT_HEADER } from "./ondisk.ts";
@@ -53,13 +53,4 @@ export function writeOnce(fd: number, buffer: Uint8Array, length: number): Sent 
       }
     }
   }
-}
-
-/** A notification: header with unique 0 and the code as error, then the payload, which starts at OUT_HEADER.size of the result. */
-export function notification(code: number, payloadLength: number): Uint8Array {
-  const bytes = replyBuffer(payloadLength);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(OUT_HEADER.offsets.len, bytes.byteLength, true);
-  view.setInt32(OUT_HEADER.offsets.error, code, true);
-  return bytes;
 }

@@ -5,6 +5,7 @@
 
 import { isHeadstartError } from "../base/errors.ts";
 import { abortFuse } from "./fusectl.ts";
+import { loopBackingFile } from "./loop-info.ts";
 import { UnmountFlag, unmountAsync } from "./mount.ts";
 import { isUnder, type MountInfo, readMountInfo } from "./mountinfo.ts";
 
@@ -15,13 +16,14 @@ export interface UnmountOptions {
 
 /** Mount points that are still there afterwards. Never throws because of a single mount. */
 export async function unmountTree(directory: string, options: UnmountOptions = {}): Promise<string[]> {
+  // first of all: unmounting waits for pages that are being read, in a sleep that no signal ends, and nobody may be left to answer
+  if (options.force) for (const mount of ours(directory)) if (isFuse(mount)) abortFuse(mount.minor);
   // several passes: mounts may be stacked on one mount point
   for (let pass = 0; pass < 8; pass++) {
     const mounts = inOrder(ours(directory));
     if (mounts.length === 0) return [];
     let progress = false;
     for (const mount of mounts) {
-      if (options.force && isFuse(mount)) abortFuse(mount.minor);
       if (await tryUnmount(mount.mountPoint, options.force ? UnmountFlag.detach : 0)) progress = true;
     }
     if (!progress) break;
@@ -34,7 +36,7 @@ function ours(directory: string): MountInfo[] {
   return readMountInfo().filter(
     (mount) =>
       (isUnder(mount.mountPoint, directory) && mount.mountPoint !== directory) ||
-      (mount.type === "erofs" && isUnder(mount.source, directory)) ||
+      (mount.type === "erofs" && isUnder(loopBackingFile(mount.source) ?? mount.source, directory)) ||
       (mount.type === "overlay" && lowerDirectories(mount).some((lower) => isUnder(lower, directory))),
   );
 }

@@ -28,6 +28,7 @@ const BACKOFF_MS_MAX = 10_000;
 /** A server that lived this long was well: the next death is the first again. */
 const HEALTHY_MS = 10_000;
 const STOP_MS = 10_000;
+const ZOMBIE_POLL_MS = 250;
 
 function log(message: string, fields: Record<string, unknown> = {}): void {
   process.stderr.write(`${JSON.stringify({ time: new Date().toISOString(), message, ...fields })}\n`);
@@ -98,7 +99,8 @@ async function run(state: string, command: readonly string[]): Promise<void> {
     const started = performance.now();
     child = spawn(command[0]!, command.slice(1), {
       stdio: ["inherit", "inherit", "inherit", fd],
-      env: { ...process.env, HEADSTART_FUSE_FD: String(FUSE_FD), HEADSTART_STATE: state },
+      // unmounting and notifying may wait on a pool thread for a read that itself needs one to be answered: have some to spare
+      env: { UV_THREADPOOL_SIZE: "16", ...process.env, HEADSTART_FUSE_FD: String(FUSE_FD), HEADSTART_STATE: state },
     });
     if (child.pid !== undefined) writeFileSync(join(state, "server.pid"), `${child.pid} ${startTime(child.pid)}\n`);
     const how = await ended(child);
@@ -114,8 +116,19 @@ async function run(state: string, command: readonly string[]): Promise<void> {
   log("stopped");
 }
 
+/**
+ * A killed server whose own thread waits for a read of our mount (its mount(2), say) stays a zombie that cannot be reaped, until somebody answers that read: its
+ * successor. So the end of its main thread is its end.
+ */
 function ended(child: ChildProcess): Promise<Record<string, unknown>> {
-  return new Promise((done) => {
+  return new Promise((resolve) => {
+    const done = (how: Record<string, unknown>) => {
+      clearInterval(timer);
+      resolve(how);
+    };
+    const timer = setInterval(() => {
+      if (child.pid !== undefined && !isAlive(child.pid)) done({ unreaped: child.pid });
+    }, ZOMBIE_POLL_MS);
     child.once("error", (error) => done({ error: error.message }));
     child.once("exit", (code, signal) => done({ code, signal }));
   });

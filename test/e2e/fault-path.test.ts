@@ -65,6 +65,56 @@ for (const journalOnly of [false, true]) {
   });
 }
 
+for (const journalOnly of [false, true]) {
+  const how = journalOnly ? "by the journal alone" : "by RESEND";
+  test(
+    `a server that is killed while one of its own threads waits for the mount is replaced, ${how}`,
+    options,
+    async () => {
+      await using place = await FusePlace.make(journalOnly ? { "no-resend": "" } : {});
+      await place.mount("file");
+      assert.equal(await place.compare("hello.txt"), "same");
+      place.set("delay", "600");
+      place.set("own", join(place.layer, "f50"));
+      const faults = place.faults;
+      await place.statistics();
+      place.set("own", null);
+      await until(async () => place.faults > faults);
+      const pid = place.serverPid;
+      process.kill(pid, "SIGKILL");
+      await place.ready(pid);
+      assert.equal(await place.compare("f51"), "same");
+      await until(async () => !existsSync(`/proc/${pid}`));
+      assert.equal(place.waiting, 0);
+    },
+  );
+}
+
+// each server dies at its 15th request, at another moment of its life; the next one must finish what it left
+for (const journalOnly of [false, true]) {
+  const places = ["read", "stored", "served", "reply", "sent"];
+  for (const place of places) {
+    test(
+      `a server that dies at fuse:${place} again and again loses no read${journalOnly ? " (journal alone)" : ""}`,
+      options,
+      async () => {
+        await using there = await FusePlace.make(journalOnly ? { "no-resend": "" } : {}, undefined, {
+          HEADSTART_FAILPOINTS: `fuse:${place}=15*exit`,
+        });
+        await there.mount("file");
+        const first = there.serverPid;
+        const results: string[] = [];
+        for (let file = 0; file < 12; file++) {
+          results.push(...(await Promise.all([0, 1, 2].map((more) => there.compare(`f${file + more * 12}`)))));
+        }
+        assert.deepEqual(new Set(results), new Set(["same"]));
+        assert.notEqual(there.serverPid, first);
+        assert.equal(stuck(), 0);
+      },
+    );
+  }
+}
+
 test("a failed fill is EIO for that read only: the next one succeeds", options, async () => {
   await using place = await FusePlace.make();
   await place.mount("file");

@@ -22,18 +22,24 @@ export class FusePlace implements AsyncDisposable {
   /** What the image holds, as ordinary files. */
   readonly tree: string;
   readonly layer: string;
+  readonly #environment: NodeJS.ProcessEnv;
   #supervisor: ChildProcess | null = null;
 
-  private constructor(root: string) {
+  private constructor(root: string, environment: NodeJS.ProcessEnv) {
     this.root = root;
+    this.#environment = environment;
     this.state = join(root, "state");
     this.tree = join(root, "tree");
     this.layer = join(root, "layer");
   }
 
   /** `more` may add files to the tree. */
-  static async make(settings: Record<string, string> = {}, more?: (tree: string) => void): Promise<FusePlace> {
-    const place = new FusePlace(mkdtempSync(join(tmpdir(), "headstart-fuse-")));
+  static async make(
+    settings: Record<string, string> = {},
+    more?: (tree: string) => void,
+    environment: NodeJS.ProcessEnv = {},
+  ): Promise<FusePlace> {
+    const place = new FusePlace(mkdtempSync(join(tmpdir(), "headstart-fuse-")), environment);
     for (const name of ["tree", "layer", "control"]) mkdirSync(join(place.root, name));
     let seed = 1;
     for (let file = 0; file < FILES; file++) {
@@ -96,7 +102,7 @@ export class FusePlace implements AsyncDisposable {
         "--",
         ...command,
       ],
-      { stdio: ["ignore", "inherit", "inherit"] },
+      { stdio: ["ignore", "inherit", "inherit"], env: { ...process.env, ...this.#environment } },
     );
     await this.ready();
   }
@@ -164,8 +170,6 @@ export class FusePlace implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    const mounted = () => findMount(readMountInfo(), this.layer) !== undefined;
-    if (mounted()) execFileSync("umount", ["-l", this.layer]);
     await this.teardown();
     await this.stop("SIGKILL");
     rmSync(this.root, { recursive: true, force: true });

@@ -3,10 +3,11 @@
  * Started by the supervisor: slow-server.ts COMPLETE_IMAGE SPARSE_FILE CONTROL_DIRECTORY
  *
  * In the control directory: `delay` (ms before each fill), `fail` (each fill throws while the file exists), `no-resend` (trust the journal alone),
- * `deadline` (ms), `readers`, `quiet` (at start: fill at once, look at nothing, for benches); the server writes `faults` (a line "start end" each) and `statistics` (when it gets SIGUSR2).
+ * `deadline` (ms), `readers`, `quiet` (at start: fill at once, look at nothing, for benches); `own` (a path to read ourselves at SIGUSR2); the server writes `faults` (a line "start end" each) and `statistics` (when it gets SIGUSR2).
  */
 
 import { appendFileSync, existsSync, fstatSync, ftruncateSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Bitmap } from "../../src/base/bitmap.ts";
@@ -57,9 +58,11 @@ server.addFile({
 for (const name of ["fuse:trouble", "fuse:fault-failed"]) listen(name, (fact) => console.error(name, fact));
 await server.start();
 writeFileSync(join(process.env.HEADSTART_STATE!, "ready"), `${process.pid}\n`);
-process.on("SIGUSR2", () =>
-  writeFileSync(join(control, "statistics"), JSON.stringify({ ...server.statistics, rss: process.memoryUsage.rss() })),
-);
+process.on("SIGUSR2", () => {
+  // a thread of this very process waits for our own mount, as a mount(2) of ours may
+  if (existsSync(join(control, "own"))) void readFile(readFileSync(join(control, "own"), "utf8"));
+  writeFileSync(join(control, "statistics"), JSON.stringify({ ...server.statistics, rss: process.memoryUsage.rss() }));
+});
 process.on("SIGTERM", async () => {
   await server[Symbol.asyncDispose]();
   process.exit(0);
