@@ -13,8 +13,9 @@ import type { Placement } from "../erofs/placement.ts";
 import { layoutLazy } from "../erofs/write.ts";
 import type { LayerIdentity, LayerRole, LazyLayer } from "../formats/format.ts";
 import { readPlacement, writePlacement } from "./placement-file.ts";
+import { makeRestMap, type RestMap } from "./rest.ts";
 import { writeTree } from "./tree-file.ts";
-import { checkUnits } from "./unit-index.ts";
+import { checkUnits, groupPieces, type UnitPieces } from "./unit-index.ts";
 
 /** Makes of a table's bytes what the adapter of `format` makes of them. */
 export type OpenLazy = (
@@ -48,6 +49,8 @@ export interface Prepared {
   readonly placement: Placement;
   /** Bytes of the layer file. */
   readonly imageSize: number;
+  readonly pieces: UnitPieces;
+  readonly rest: RestMap;
 }
 
 /** Replaces the layer's directory. Throws HS_INDEX_*, HS_LAYER_REFUSED, HS_EROFS_LIMIT, HS_LIMIT, and what the disk says. */
@@ -70,7 +73,7 @@ export async function prepareAgain(request: PrepareRequest, openLazy: OpenLazy):
   if (request.rebuild === true) return await writeImage(request, lazy);
   const { placement, imageSize } = await readPlacement(join(directory, "placement"));
   checkUnits(lazy.units, placement, lazy.streamLength);
-  return { lazy, placement, imageSize };
+  return prepared(lazy, placement, imageSize);
 }
 
 /** A layer file with metadata and holes, and what goes with it. */
@@ -88,5 +91,10 @@ async function writeImage(request: PrepareRequest, lazy: LazyLayer): Promise<Pre
   await writePlacement(join(directory, "placement"), { placement, imageSize: size });
   await writeTree(join(directory, "tree"), lazy.tree);
   await writeFile(join(directory, "rest"), "", { mode: 0o600 });
-  return { lazy, placement, imageSize: size };
+  return prepared(lazy, placement, size);
+}
+
+function prepared(lazy: LazyLayer, placement: Placement, imageSize: number): Prepared {
+  const pieces = groupPieces(lazy.units);
+  return { lazy, placement, imageSize, pieces, rest: makeRestMap(placement, lazy.streamLength) };
 }

@@ -39,11 +39,9 @@ import type { BlobStream, UnitFetcher } from "./interfaces.ts";
 import { LayerWorkers } from "./jobs.ts";
 import { type LayerContent, type LayerHost, LayerImage } from "./layer-image.ts";
 import { type OpenLazy, type Prepared, type PrepareRequest, prepareAgain, prepareNew } from "./prepare.ts";
-import { makeRestMap } from "./rest.ts";
 import { keyText, type LayerKey, type LayerRow, LayerRows, type LayerSource } from "./rows.ts";
 import type { LayerState } from "./state.ts";
 import { readTree, writeTree } from "./tree-file.ts";
-import { groupPieces } from "./unit-index.ts";
 import { UnitLog } from "./unit-log.ts";
 
 export interface LayerStoreOptions {
@@ -94,7 +92,7 @@ export class LayerStore implements AsyncDisposable {
     this.#workers = new LayerWorkers();
     this.#host = {
       clock: options.clock ?? systemClock,
-      budget: new ByteBudget(options.backgroundBytes ?? 64 * MiB),
+      budget: new ByteBudget(options.backgroundBytes ?? 32 * MiB),
       save: (layer, state) => this.#save(layer, state),
       makeDurable: (layer) => this.#makeDurable(layer),
       dropHelpers: (layer) => this.#dropHelpers(layer),
@@ -337,10 +335,8 @@ export class LayerStore implements AsyncDisposable {
 
   /** `filled`: bitmap of the unit log to go on with; null begins a new one. */
   #assemble(row: LayerRow, prepared: Prepared, filled: { log: UnitLog; filled: Uint8Array } | null): LayerImage {
-    const { lazy, placement, imageSize } = prepared;
+    const { lazy, placement, imageSize, pieces, rest } = prepared;
     const what = `layer ${row.identity.digest}`;
-    const pieces = groupPieces(lazy.units);
-    const rest = makeRestMap(placement, lazy.streamLength);
     const headers = lazy.streamLength > 0;
     const state = new FillState({ table: lazy.units, pieces, placement, imageSize, headers });
     if (filled !== null) {
