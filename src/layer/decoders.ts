@@ -30,6 +30,8 @@ interface Thread {
   job: Job | null;
 }
 
+const IDLE_MS = 30_000;
+
 export class Decoders implements AsyncDisposable {
   readonly #size: number;
   readonly #entry: URL;
@@ -39,6 +41,7 @@ export class Decoders implements AsyncDisposable {
   /** Closers that wait for the layer's last job. */
   readonly #closing = new Map<number, () => void>();
   #nextJob = 1;
+  #idleTimer: NodeJS.Timeout | undefined;
   #closed = false;
 
   /** Threads start with the first layer. `entry` is for tests, which bring codecs of their own. */
@@ -71,6 +74,7 @@ export class Decoders implements AsyncDisposable {
       await new Promise<void>((resolve) => this.#closing.set(layer, resolve));
     }
     for (const thread of this.#threads) send(thread, { t: "close", layer });
+    if (this.#contexts.size === 0) this.#endLater();
   }
 
   /**
@@ -92,9 +96,19 @@ export class Decoders implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
+    clearTimeout(this.#idleTimer);
     await Promise.all([...this.#contexts.keys()].map((layer) => this.close(layer)));
     await Promise.all(this.#threads.map((thread) => thread.worker.terminate()));
     this.#threads.length = 0;
+  }
+
+  /** Threads cost some 30 MB each: without a layer that has holes they go, but not at once. */
+  #endLater(): void {
+    clearTimeout(this.#idleTimer);
+    this.#idleTimer = setTimeout(() => {
+      if (this.#contexts.size > 0) return;
+      for (const thread of this.#threads.splice(0)) void thread.worker.terminate();
+    }, IDLE_MS).unref();
   }
 
   #dispatch(): void {

@@ -194,7 +194,12 @@ export class Filler {
       await this.#fetchAndDecode(flight);
       if (this.#closed) throw new HeadstartError("HS_CANCELED", { what: `${this.#parts.what} was closed` });
       state.markUnit(unit);
-      log.persist(state.units, unit);
+      try {
+        log.persist(state.units, unit);
+      } catch (error) {
+        // the bytes are there and right; only the next start will fetch them again
+        publish("layer:unit-log-failed", { layer, unit, error });
+      }
       publish("layer:unit", { layer, unit, priority: flight.priority, bytes: table.unitDecodedLength[unit] });
     } catch (error) {
       if (isHeadstartError(error, "HS_UNIT_DECODE", "HS_INDEX_MISMATCH")) this.#refuse(unit, error);

@@ -35,12 +35,15 @@ export type JobAnswer =
 
 /** Idle threads that are kept: a start costs some 100 ms of CPU. */
 const IDLE_MAX = 4;
+/** They cost some 30 MB each, so they go when nothing is pulled. */
+const IDLE_MS = 30_000;
 
 export class LayerWorkers implements AsyncDisposable {
   readonly #idle: Worker[] = [];
   readonly #all = new Set<Worker>();
   /** By kind, so that pulls that wait for the network never hold up a start. */
   readonly #limits: { readonly [kind in LayerJob["t"]]: Limit };
+  #idleTimer: NodeJS.Timeout | undefined;
   #closed = false;
 
   /** Threads start with the first job. */
@@ -80,7 +83,7 @@ export class LayerWorkers implements AsyncDisposable {
           throw error;
         }
         if (this.#closed || this.#idle.length >= IDLE_MAX) await this.#end(worker);
-        else this.#idle.push(worker);
+        else this.#keep(worker);
         if (answer.t === "done") return answer.result as JobResults[J["t"]];
         throw new HeadstartError(answer.code, { ...answer.details, what: answer.what });
       },
@@ -91,6 +94,7 @@ export class LayerWorkers implements AsyncDisposable {
   /** Jobs that run end with an error. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
+    clearTimeout(this.#idleTimer);
     await Promise.all([...this.#all].map((worker) => this.#end(worker)));
   }
 
@@ -101,6 +105,14 @@ export class LayerWorkers implements AsyncDisposable {
     worker.on("error", () => this.#forget(worker));
     worker.on("exit", () => this.#forget(worker));
     return worker;
+  }
+
+  #keep(worker: Worker): void {
+    this.#idle.push(worker);
+    clearTimeout(this.#idleTimer);
+    this.#idleTimer = setTimeout(() => {
+      for (const idle of [...this.#idle]) void this.#end(idle);
+    }, IDLE_MS).unref();
   }
 
   #forget(worker: Worker): void {

@@ -299,6 +299,7 @@ export class LayerImage implements AsyncDisposable {
       await this.#host.makeDurable(this);
       signal.throwIfAborted();
       this.become({ t: "sealed" });
+      await this.#release(lazy);
       await this.#host.dropHelpers(this);
     } catch (error) {
       // a wrong index has made it broken already
@@ -311,6 +312,14 @@ export class LayerImage implements AsyncDisposable {
         this.become({ t: "lazy" });
       }
     }
+  }
+
+  /** Nothing has to be filled any more: tables, descriptors and threads need not keep it. */
+  async #release(lazy: LazyContent): Promise<void> {
+    if (this.#content === null) return;
+    this.#content = { ...this.#content, lazy: null };
+    await lazy.filler.close();
+    closeSync(lazy.restFd);
   }
 
   async #checkWhole(lazy: LazyContent, signal: AbortSignal): Promise<void> {
