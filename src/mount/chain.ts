@@ -25,6 +25,9 @@ export type LowerElement =
 /** The directories to lay above layers (lowest first) so that a merged view shows what unpacking shows; null when nothing differs. */
 export type ImpliedLower = (trees: readonly FileTree[]) => FileTree | null;
 
+/** Part of what is remembered: raise it when the rules of implied directories change (erofs/implied.ts, erofs/overlay.ts). */
+const RULES_VERSION = 1;
+
 export class Chains {
   readonly #directory: string;
   readonly #mounts: LayerMounts;
@@ -101,17 +104,18 @@ export class Chains {
       for (const part of layout.parts) bytes.set(part.bytes, part.offset);
       writeFileDurably(path, bytes, 0o400);
     }
-    writeFileDurably(`${path}.json`, JSON.stringify({ layers: ids, image: tree !== null }));
+    writeFileDurably(`${path}.json`, JSON.stringify({ version: RULES_VERSION, layers: ids, image: tree !== null }));
     return tree === null ? null : path;
   }
 
   #read(name: string): { layers: number[]; image: boolean } | null {
     try {
-      const { layers, image } = JSON.parse(readFileSync(join(this.#directory, `${name}.json`), "utf8"));
-      return Array.isArray(layers) && typeof image === "boolean" ? { layers: layers.map(Number), image } : null;
+      const { version, layers, image } = JSON.parse(readFileSync(join(this.#directory, `${name}.json`), "utf8"));
+      const known = version === RULES_VERSION && Array.isArray(layers) && typeof image === "boolean";
+      if (known) return { layers: layers.map(Number), image };
     } catch {
-      // missing or damaged: it is made again
-      return null;
+      // damaged: as good as missing
     }
+    return null;
   }
 }

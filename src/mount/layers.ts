@@ -20,6 +20,7 @@ import type { Bitmap } from "../base/bitmap.ts";
 import { describeError, HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import { makePrivateDirectory } from "../base/files.ts";
+import { Limit } from "../base/limit.ts";
 import { MiB } from "../base/limits.ts";
 import type { Range } from "../base/ranges.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
@@ -72,6 +73,8 @@ interface Mounted {
 const FIRST_LAYER_NODEID = 16;
 /** Buffered mode reads ahead through the FUSE file; directio does not use it (specs/erofs-fuse.md 11.2). */
 const BUFFERED_READ_AHEAD_KIB = 4096;
+/** Each may wait on a pool thread for a read of the layer that is still under way. */
+const unmounting = new Limit(2);
 /** Metadata that are pushed before a mount: 100 k inodes have about 9 MiB. */
 const STORE_BYTES_MAX = 16 * MiB;
 
@@ -84,8 +87,6 @@ export class LayerMounts {
   readonly #served = new Set<number>();
   /** One change of a path at a time. */
   readonly #changes = new Map<string, Promise<unknown>>();
-  /** Owners of before this process may still be told: they keep what they had. */
-  #recovering = true;
 
   private constructor(options: LayerMountsOptions) {
     this.directory = options.directory;
@@ -145,9 +146,7 @@ export class LayerMounts {
   ): Promise<string> {
     options.signal?.throwIfAborted();
     const overFuse = this.#mounted.get(this.#layerPath(layer.id, "fuse"));
-    // its container runs on this mount: were it unmounted here, nobody would see after another restart that the file is needed
-    const keeps = overFuse !== undefined && (overFuse.owners.has(owner) || this.#recovering);
-    const kind = keeps || !layer.isComplete ? "fuse" : "native";
+    const kind = overFuse?.owners.has(owner) || !layer.isComplete ? "fuse" : "native";
     const path = this.#layerPath(layer.id, kind);
     return await this.#change(path, async () => {
       if (kind === "fuse") this.serve(layer);
@@ -180,9 +179,11 @@ export class LayerMounts {
     for (const each of unused) await this.#unmountUnused(each);
   }
 
-  /** Unmounts every mount without an owner: after a restart, once all owners have been told again. */
+  /**
+   * Unmounts every mount without an owner: after a restart, once all owners have been told again. Containers that still run on such a mount (their layer was completed
+   * since) have clones of it, which nobody sees here after the next restart: the hole server's `onUnknownFile` must open such a layer then.
+   */
   async reap(): Promise<void> {
-    this.#recovering = false;
     for (const each of [...this.#mounted.values()]) await this.#unmountUnused(each);
   }
 
@@ -240,7 +241,7 @@ export class LayerMounts {
       // a new owner may have come while this waited
       if (mounted.owners.size > 0 || this.#mounted.get(mounted.path) !== mounted) return;
       this.#mounted.delete(mounted.path);
-      await this.#unmount(mounted.path);
+      await unmounting.run(() => this.#unmount(mounted.path));
       publish("mount:unmounted", { layer: mounted.layer, kind: mounted.kind, path: mounted.path });
     });
   }

@@ -1,20 +1,22 @@
 import assert from "node:assert/strict";
 import { closeSync, constants, existsSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync } from "node:fs";
-import { readFile, stat } from "node:fs/promises";
+import { readdir, readFile, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Bitmap } from "../../src/base/bitmap.ts";
 import { writeFully } from "../../src/base/files.ts";
 import type { Range } from "../../src/base/ranges.ts";
 import { type FileTree, FileTreeBuilder, FileType } from "../../src/erofs/file-tree.ts";
+import { impliedLower } from "../../src/erofs/overlay.ts";
 import { layoutLazy } from "../../src/erofs/write.ts";
 import { HoleServer } from "../../src/fuse/hole-server.ts";
 import { MountFlag, mount, mountAsync, UnmountFlag, unmount, unmountAsync } from "../../src/linux/mount.ts";
 import { findMount, isUnder, readMountInfo } from "../../src/linux/mountinfo.ts";
 import { Chains } from "../../src/mount/chain.ts";
 import { type Ladder, probeLadder } from "../../src/mount/ladder.ts";
-import { LayerMounts, type MountableLayer } from "../../src/mount/layers.ts";
+import { LayerMounts, layerOfNodeid, type MountableLayer } from "../../src/mount/layers.ts";
 import { teardown } from "../../src/mount/teardown.ts";
 
 const options = { skip: process.getuid?.() !== 0 && "needs root", timeout: 60_000 };
@@ -53,8 +55,8 @@ class Instance implements AsyncDisposable {
     });
   }
 
-  async serve(): Promise<void> {
-    this.server = await HoleServer.open({ fd: this.fd, stateDirectory: this.state });
+  async serve(onUnknownFile: (nodeid: number) => void = () => {}): Promise<void> {
+    this.server = await HoleServer.open({ fd: this.fd, stateDirectory: this.state, onUnknownFile });
     await this.server.start();
   }
 
@@ -190,7 +192,6 @@ for (const backing of ["auto", "loop"] as const) {
     async () => {
       await using instance = await Instance.make();
       const mounts = await instance.mounts(await instance.probe(backing));
-      await mounts.reap();
       const layer = instance.layer(8);
       const old = await mounts.mount("old", layer);
       await layer.ensure({ start: 0, end: layer.size }, {});
@@ -223,12 +224,12 @@ test("after a restart mounts are adopted, owners are told again, and the rest is
   const second = await instance.mounts(ladder);
   assert.deepEqual(second.needed.sort(), [1, 2, 3]);
   for (const layer of layers) second.serve(layer);
-  // sealed meanwhile, but a container runs on the mount that is there
+  // complete meanwhile: from now on without us
   layers[1]!.isComplete = true;
-  assert.equal(await second.mount("owner", layers[1]!), join(instance.root, "l", "2f"));
+  assert.equal(await second.mount("owner", layers[1]!), join(instance.root, "l", "2"));
   assert.equal(await second.mount("owner", layers[2]!), join(instance.root, "l", "3f"));
   await second.reap();
-  assert.deepEqual(instance.mounted().sort(), ["l/2f", "l/3f"]);
+  assert.deepEqual(instance.mounted().sort(), ["l/2", "l/3f"]);
   assert.equal(await readFile(join(instance.root, "l", "3f", "text"), "utf8"), TEXT);
 });
 
@@ -253,6 +254,44 @@ test(
   },
 );
 
+test("after a restart a read of a layer that is not open yet waits for it, and asks for it", options, async () => {
+  await using instance = await Instance.make();
+  const ladder = await instance.probe();
+  const layer = instance.layer(9);
+  const path = await (await instance.mounts(ladder)).mount("owner", layer);
+  await instance.server[Symbol.asyncDispose]();
+  const asked: (number | null)[] = [];
+  await instance.serve((nodeid) => asked.push(layerOfNodeid(nodeid)));
+  const read = readFile(join(path, "text"), "utf8");
+  while (asked.length === 0) await sleep(5);
+  assert.deepEqual(new Set(asked), new Set([9]));
+  assert.ok(instance.server.statistics.faultsPending > 0);
+  const mounts = await instance.mounts(ladder);
+  mounts.serve(layer);
+  assert.equal(await read, TEXT);
+  await mounts.mount("owner", layer);
+  await mounts.release("owner");
+});
+
+test("a walk of a fresh mount asks us next to nothing: its metadata were pushed", options, async () => {
+  await using instance = await Instance.make();
+  const mounts = await instance.mounts(await instance.probe());
+  const builder = new FileTreeBuilder({ mode: 0o755, uid: 0, gid: 0, ...TIMES });
+  const owner = { uid: 0, gid: 0, ...TIMES };
+  for (let index = 0; index < 3000; index++) {
+    const inode = builder.addInode({ type: FileType.regular, mode: 0o644, ...owner });
+    builder.addName(0, Buffer.from(`file-${index}`), inode);
+  }
+  const path = await mounts.mount("owner", instance.layer(3, builder.finish()));
+  const before = instance.server.statistics.reads;
+  const names = await readdir(path);
+  assert.equal(names.length, 3000);
+  await Promise.all(names.map((name) => stat(join(path, name))));
+  const reads = instance.server.statistics.reads - before;
+  assert.ok(reads <= 40, `${reads} reads`);
+  await mounts.release("owner");
+});
+
 test(
   "a chain's small lower gives a directory that a layer only implies the attributes it has below",
   options,
@@ -260,11 +299,11 @@ test(
     await using instance = await Instance.make();
     const mounts = await instance.mounts(await instance.probe());
     let computed = 0;
-    const impliedLower = () => {
+    const counted = (trees: readonly FileTree[]) => {
       computed++;
-      return directoryTree("tmp", 0o1777, false);
+      return impliedLower(trees);
     };
-    const chains = new Chains({ directory: join(instance.root, "chains"), mounts, impliedLower });
+    const chains = new Chains({ directory: join(instance.root, "chains"), mounts, impliedLower: counted });
     const below = instance.layer(1, directoryTree("tmp", 0o1777, false));
     const above = instance.layer(2, directoryTree("tmp", 0o755, true, "file"));
     const elements = [
