@@ -141,6 +141,13 @@ export class LayerMaker {
     }
   }
 
+  #wholeStandIn(row: LayerRow): number | null {
+    const { identity, role } = row;
+    const { store } = this.#options;
+    const found = store.find({ identity, role, format: EAGER, indexDigest: null });
+    return found?.state.t === "sealed" || found?.state.t === "syncing" ? found.id : null;
+  }
+
   async #lazy(row: LayerRow): Promise<LayerImage> {
     const source = unpackSource(row.source);
     const format = formatNamed(row.format);

@@ -11,13 +11,14 @@ import { describeError, HeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import type { LayerRole } from "../formats/format.ts";
 import type { LayerImage } from "../layer/layer-image.ts";
+import type { LayerRow } from "../layer/rows.ts";
 import { EAGER } from "../layer/store.ts";
 import { type ImageReference, parseReference } from "../oci/reference.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { type Choice, chooseIndex, missedByPolicy } from "./choose.ts";
 import { LayerMaker, type LayerMakerOptions } from "./layer-maker.ts";
 import { describeManifest, type ManifestSource, type OpenedImage, openImage, preferLocal } from "./open.ts";
-import { PROBE_BYTES, packSource } from "./source.ts";
+import { PROBE_BYTES, packSource, unpackSource } from "./source.ts";
 import { allowsReferrers, type TrustPolicy } from "./trust.ts";
 
 export interface ImageProviderOptions extends LayerMakerOptions {
@@ -109,7 +110,7 @@ export class ImageProvider {
 
   images(): ImageStatus[] {
     return [...this.#records.values()].map(({ record }) => {
-      const layers = record.planned?.layers ?? [];
+      const layers = (record.planned?.layers ?? []).map((layer) => this.#layerNow(layer));
       const modes = new Set(layers.map((layer) => layer.mode));
       return {
         reference: record.reference,
@@ -123,9 +124,18 @@ export class ImageProvider {
               ? "mixed"
               : ([...modes][0] ?? "eager"),
         reason: record.refusal ?? record.planned?.choice.reason ?? null,
-        layers: layers.map((layer) => ({ ...layer, reason: this.maker.trouble(layer.layer) ?? layer.reason })),
+        layers,
       };
     });
+  }
+
+  /** What became of a plan: an index that turned out bad makes a layer eager. */
+  #layerNow(layer: PlannedLayer): PlannedLayer {
+    const { store } = this.#options;
+    const failure = this.maker.failure(layer.layer);
+    const standIn = this.maker.standIn(layer.layer);
+    if (standIn === null) return { ...layer, reason: failure ?? layer.reason };
+    return { ...layer, mode: "eager", reason: failure ?? reasonOf(store.row(standIn)) ?? layer.reason };
   }
 
   /** Layers that may be removed: no snapshot refers to them, nor to one that they stand in for. */
@@ -286,6 +296,10 @@ export class ImageProvider {
 
 /** Opening is a handful of round trips; a registry that takes longer is no source for a lazy start. */
 const OPEN_MS_MAX = 30_000;
+
+function reasonOf(row: LayerRow | null): string | null {
+  return row === null ? null : unpackSource(row.source).reason;
+}
 
 function no(reason: string): ImageOffer {
   return { kind: "no", reason };
