@@ -132,7 +132,7 @@ export class ImageProvider {
   /** What became of a plan: an index that turned out bad makes a layer eager. */
   #layerNow(layer: PlannedLayer): PlannedLayer {
     const { store } = this.#options;
-    const failure = this.maker.failure(layer.layer);
+    const failure = this.maker.trouble(layer.layer);
     const standIn = this.maker.standIn(layer.layer);
     if (standIn === null) return { ...layer, reason: failure ?? layer.reason };
     return { ...layer, mode: "eager", reason: failure ?? reasonOf(store.row(standIn)) ?? layer.reason };
