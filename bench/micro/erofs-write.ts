@@ -1,9 +1,6 @@
 /**
- * A tree of 100 000 entries (5 000 directories, 95 000 files of 4.5 KB on average) laid out and emitted, read back and checked.
- *
- *   node bench/micro/erofs-write.ts [REGEXP]
- *
- * The first run of a case counts most in practice (a layer is laid out once, with cold code), so it is shown beside the median.
+ * A tree of 100 000 entries (5 000 directories, 95 000 files of 4.5 KB on average) laid out and emitted, read back and checked. The first run of a case counts most in practice (a layer is laid
+ * out once, with cold code), so it is shown beside the median.
  */
 
 import { checkErofs } from "../../src/erofs/check.ts";
@@ -11,6 +8,7 @@ import { type FileTree, FileTreeBuilder, FileType } from "../../src/erofs/file-t
 import { openErofs } from "../../src/erofs/read.ts";
 import { layoutSource } from "../../src/erofs/source.ts";
 import { type ErofsLayout, layoutEager, layoutLazy } from "../../src/erofs/write.ts";
+import { type BenchCase, percentile, type Report } from "../case.ts";
 
 const ENTRIES = 100_000;
 const DIRECTORIES = 5_000;
@@ -55,36 +53,48 @@ function placesInOrder(tree: FileTree): { places: Float64Array; end: number } {
   return { places, end };
 }
 
-const pattern = new RegExp(process.argv[2] ?? "");
-const uuid = new Uint8Array(16);
-const tree = makeBuilder().finish();
-const { places, end } = placesInOrder(tree);
-let written: ErofsLayout | undefined;
-/** Made when first needed, so that the case of layoutLazy itself starts cold. */
-const lazy = () => {
-  written ??= layoutLazy(tree, { uuid });
-  return written;
+interface Work {
+  readonly tree: FileTree;
+  readonly builder: FileTreeBuilder;
+  readonly layout: () => ErofsLayout;
+}
+
+const UUID = new Uint8Array(16);
+
+function eager(tree: FileTree): void {
+  const { places, end } = placesInOrder(tree);
+  layoutEager(tree, places, end, { uuid: UUID });
+}
+
+const WORKS: Readonly<Record<string, readonly [string, (work: Work) => void]>> = {
+  "erofs.finish": ["FileTreeBuilder.finish", ({ builder }) => builder.finish()],
+  "erofs.layout-lazy": ["layoutLazy, metadata first", ({ tree }) => layoutLazy(tree, { uuid: UUID })],
+  "erofs.layout-eager": ["layoutEager, metadata last", ({ tree }) => eager(tree)],
+  "erofs.check": ["checkErofs", ({ layout }) => checkErofs(openErofs(layoutSource(layout())))],
+  "erofs.read": ["reading it back into a FileTree", ({ layout }) => openErofs(layoutSource(layout())).toFileTree()],
 };
-const builders = Array.from({ length: ROUNDS }, makeBuilder);
 
-const CASES: readonly (readonly [string, () => void])[] = [
-  ["FileTreeBuilder.finish", () => builders.pop()!.finish()],
-  ["layoutLazy", () => layoutLazy(tree, { uuid })],
-  ["layoutEager", () => layoutEager(tree, places, end, { uuid })],
-  ["checkErofs", () => checkErofs(openErofs(layoutSource(lazy())))],
-  ["toFileTree", () => openErofs(layoutSource(lazy())).toFileTree()],
-];
-
-for (const [name, run] of CASES) {
-  if (!pattern.test(name)) continue;
+function measure(report: Report, work: (work: Work) => void): void {
+  const tree = makeBuilder().finish();
+  let written: ErofsLayout | undefined;
+  /** Made when first needed, so that the case of layoutLazy itself starts cold. */
+  const layout = () => {
+    written ??= layoutLazy(tree, { uuid: UUID });
+    return written;
+  };
   const times = Array.from({ length: ROUNDS }, () => {
+    const builder = makeBuilder();
     const start = performance.now();
-    run();
+    work({ tree, builder, layout });
     return performance.now() - start;
   });
-  const median = times.toSorted((a, b) => a - b)[Math.floor(ROUNDS / 2)]!;
-  console.log(
-    `${name.padEnd(24)} first ${times[0]!.toFixed(0).padStart(4)} ms, median ${median.toFixed(0).padStart(4)} ms`,
-  );
+  report("first, with cold code", times[0]!, "ms");
+  report("median", percentile(times, 0.5), "ms");
+  report("metadata", layout().dataStart / 2 ** 20, "MiB");
 }
-console.log(`${tree.inodeCount} inodes, ${(lazy().dataStart / 2 ** 20).toFixed(1)} MiB of metadata`);
+
+export const EROFS_CASES: readonly BenchCase[] = Object.entries(WORKS).map(([name, [what, work]]) => ({
+  name,
+  about: `${what}, a tree of ${ENTRIES} entries`,
+  run: (report) => measure(report, work),
+}));

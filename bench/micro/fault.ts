@@ -1,8 +1,7 @@
 /**
  * What a read of a lazy layer costs here, without any network: supervisor and hole server as in production (each a process of its own), EROFS mounted over FUSE, 4 KiB reads
  * at random places of a 64 MiB file.
- *
- *   node bench/micro/fault.ts [REGEXP]       as root; needs mkfs.erofs
+ As root; needs mkfs.erofs.
  *
  *   hole      goes to the main thread, `ensure` copies the block from a local file at once
  *   filled    answered by the reader thread, from the page cache of the layer file
@@ -16,15 +15,14 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { unmountAsync } from "../../src/linux/mount.ts";
 import { FusePlace } from "../../test/e2e/fuse-place.ts";
+import { type BenchCase, percentile, type Report } from "../case.ts";
 
 const BLOCKS = 16_384;
 const READS = 4000;
-const pattern = new RegExp(process.argv[2] ?? "");
 
-function report(name: string, times: Float64Array): void {
-  times.sort();
-  const at = (share: number) => `${(times[Math.floor(times.length * share)]! * 1000).toFixed(0)} µs`;
-  console.log(`${name.padEnd(28)} p50 ${at(0.5).padStart(7)}   p99 ${at(0.99).padStart(7)}   (${times.length} reads)`);
+function tell(report: Report, name: string, times: Float64Array): void {
+  report(`${name}: p50`, percentile(times, 0.5) * 1000, "µs");
+  report(`${name}: p99`, percentile(times, 0.99) * 1000, "µs");
 }
 
 /** Reads one 4 KiB block at each place, one after the other. */
@@ -54,13 +52,7 @@ function shuffled(): Uint32Array {
   return places.subarray(0, READS);
 }
 
-function rssMiB(pid: number): string {
-  const kiB = Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1]);
-  return `${Math.round(kiB / 1024)} MiB`;
-}
-
-for (const mode of ["directio", "buffered", "loop"] as const) {
-  if (!pattern.test(mode)) continue;
+async function faults(report: Report, mode: Mode): Promise<void> {
   await using place = await FusePlace.make({ quiet: "" }, (tree) => {
     writeFileSync(join(tree, "big"), randomBytes(BLOCKS * 4096));
   });
@@ -70,16 +62,27 @@ for (const mode of ["directio", "buffered", "loop"] as const) {
   await remount();
   const file = join(place.layer, "big");
   const places = shuffled();
-  report(`${mode} hole`, await measure(file, places));
+  tell(report, "hole", await measure(file, places));
   await unmountAsync(place.layer);
   await sleep(200);
   // the FUSE copy too: the next reads shall reach the server
   execFileSync("sh", ["-c", "echo 1 > /proc/sys/vm/drop_caches"]);
   await remount();
   readFileSync(join(place.root, "sparse"));
-  report(`${mode} filled`, await measure(file, places));
-  report(`${mode} cached`, await measure(file, places));
-  console.log(
-    `${mode} RSS: server ${rssMiB(place.serverPid)}, supervisor ${rssMiB(place.supervisorPid)} (from sources)`,
-  );
+  tell(report, "filled", await measure(file, places));
+  tell(report, "cached", await measure(file, places));
 }
+
+const MODES = {
+  directio: "EROFS from the file, O_DIRECT",
+  buffered: "EROFS from the file, buffered",
+  loop: "EROFS through a loop device",
+};
+
+type Mode = keyof typeof MODES;
+
+export const FAULT_CASES: readonly BenchCase[] = (Object.keys(MODES) as Mode[]).map((mode) => ({
+  name: `fault.${mode}`,
+  about: `${READS} random reads of 4 KiB over FUSE, ${MODES[mode]}`,
+  run: (report) => faults(report, mode),
+}));

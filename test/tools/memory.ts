@@ -7,13 +7,15 @@ export interface Memory {
   readonly rss: number;
   /** Resident and of the process alone: heaps, stacks, buffers. */
   readonly anonymous: number;
+  /** The highest `rss` so far. */
+  readonly peak: number;
 }
 
 /** Throws when there is no such process. */
 export function memoryOf(pid: number): Memory {
   const status = readFileSync(`/proc/${pid}/status`, "latin1");
   const bytes = (field: string) => Number(new RegExp(`^${field}:\\s+(\\d+) kB`, "m").exec(status)?.[1]) * 1024;
-  return { rss: bytes("VmRSS"), anonymous: bytes("RssAnon") };
+  return { rss: bytes("VmRSS"), anonymous: bytes("RssAnon"), peak: bytes("VmHWM") };
 }
 
 export function formatMemory({ rss, anonymous }: Memory): string {
