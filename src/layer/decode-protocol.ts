@@ -1,4 +1,4 @@
-/** Messages between decoders.ts and decode.worker.ts. Arrays are shared, so a message costs the same for every size. */
+/** Messages between decoders.ts and decode.worker.ts. Tables are shared, stored bytes are handed over: a message costs the same for every size. */
 
 import type { ErrorCode } from "../base/errors.ts";
 import type { Placement } from "../erofs/placement.ts";

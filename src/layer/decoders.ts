@@ -121,7 +121,10 @@ export class Decoders implements AsyncDisposable {
       const job = this.#waiting.splice(mostUrgent(this.#waiting), 1)[0]!;
       thread.job = job;
       thread.worker.ref();
-      send(thread, { t: "decode", job: job.id, layer: job.layer, unit: job.unit, stored: job.stored });
+      // handed over, not shared: V8 does not count shared buffers when it decides to collect garbage, and hundreds of MB of fetched bytes would pile up. The copy costs a
+      // hundredth of the decoding; `job.stored` may be a part of a larger buffer that others still use
+      const stored = new Uint8Array(job.stored);
+      send(thread, { t: "decode", job: job.id, layer: job.layer, unit: job.unit, stored }, [stored.buffer]);
     }
   }
 
@@ -168,8 +171,8 @@ export class Decoders implements AsyncDisposable {
   }
 }
 
-function send(thread: Thread, message: ToDecoder): void {
-  thread.worker.postMessage(message);
+function send(thread: Thread, message: ToDecoder, transfer: ArrayBuffer[] = []): void {
+  thread.worker.postMessage(message, transfer);
 }
 
 /** The first of the highest priority. */

@@ -13,8 +13,9 @@ import type { FileTree } from "../erofs/file-tree.ts";
 import { layoutEager } from "../erofs/write.ts";
 import type { LayerIdentity, LayerRole } from "../formats/format.ts";
 import { LayerTreeBuilder } from "../formats/tar/apply.ts";
+import { checkLayerType, LayerDecoder } from "../formats/tar/decompress.ts";
 import { TarReader } from "../formats/tar/records.ts";
-import { LayerDecoder } from "./decompress.ts";
+
 import { EagerWriter } from "./eager-writer.ts";
 
 export interface UnpackRequest {
@@ -62,16 +63,20 @@ async function unpackTo(fd: number, request: UnpackRequest, stored: AsyncIterabl
     },
     { layer: identity.digest },
   );
-  using decoder = new LayerDecoder(identity.mediaType, (bytes) => {
-    diffHash.update(bytes);
-    reader.push(bytes);
+  checkLayerType(identity.mediaType, identity.digest);
+  using decoder = new LayerDecoder({
+    layer: identity.digest,
+    data: (bytes) => {
+      diffHash.update(bytes);
+      reader.push(bytes);
+    },
   });
   let failure: unknown;
   for await (const chunk of stored) {
     blobHash.update(chunk);
     if (failure !== undefined) continue;
     try {
-      await decoder.push(chunk);
+      decoder.push(chunk);
     } catch (error) {
       // wrong bytes from the network look like a bad layer: the digest over all of them tells
       failure = error;
@@ -80,7 +85,7 @@ async function unpackTo(fd: number, request: UnpackRequest, stored: AsyncIterabl
   }
   compare(blobHash, identity.digest, "HS_DIGEST_MISMATCH", `blob of layer ${identity.digest}`);
   if (failure !== undefined) throw failure;
-  await decoder.finish();
+  decoder.finish();
   reader.finish();
   compare(diffHash, identity.diffID, "HS_DIFFID_MISMATCH", `tar stream of layer ${identity.digest}`);
   writer.flush();

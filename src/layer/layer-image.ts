@@ -51,11 +51,11 @@ export interface LayerStatistics {
 export interface LayerHost {
   readonly clock: Clock;
   readonly budget: ByteBudget;
-  /** Persists the state; durably for "sealed". */
+  /** Persists the state. */
   save(layer: LayerImage, state: LayerState): void;
   /** The layer file and all that stays with it are on disk when it resolves. */
   makeDurable(layer: LayerImage): Promise<void>;
-  /** Removes what a sealed layer does not need. */
+  /** Makes the row durable, then removes what a sealed layer does not need. */
   dropHelpers(layer: LayerImage): Promise<void>;
   treePath(layer: LayerImage): string;
   checkWhole(request: SealRequest, signal: AbortSignal): Promise<void>;

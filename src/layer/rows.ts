@@ -3,6 +3,7 @@
  * Layers with the same key are the same layer, whatever image wants them; a broken one keeps its id but gives its key free.
  */
 
+import { open } from "node:fs/promises";
 import { DatabaseSync, type StatementSync } from "node:sqlite";
 import type { Digest } from "../base/digest.ts";
 import { type ErrorCode, HeadstartError } from "../base/errors.ts";
@@ -63,6 +64,7 @@ const MIGRATIONS = [
 type SqlRow = Record<string, string | number | null>;
 
 export class LayerRows implements Disposable {
+  readonly #path: string;
   readonly #db: DatabaseSync;
   readonly #insert: StatementSync;
   readonly #byKey: StatementSync;
@@ -74,6 +76,7 @@ export class LayerRows implements Disposable {
 
   /** Throws HS_FORMAT_UNSUPPORTED for a database of a newer program. */
   constructor(path: string) {
+    this.#path = path;
     this.#db = new DatabaseSync(path);
     this.#db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 5000;");
     const version = this.#db.prepare("PRAGMA user_version").get()?.user_version as number;
@@ -145,9 +148,18 @@ export class LayerRows implements Disposable {
     this.#delete.run(id);
   }
 
-  /** What is committed before this survives a power loss. */
-  sync(): void {
-    this.#db.exec("PRAGMA wal_checkpoint(FULL)");
+  /**
+   * What was committed before this survives a power loss when it resolves. Commits of a WAL are in its file but not synced (synchronous = NORMAL); it is synced here in the thread pool,
+   * since SQLite would do it in the main thread, for seconds when the disk is busy.
+   */
+  async sync(): Promise<void> {
+    try {
+      await using wal = await open(`${this.#path}-wal`, "r");
+      await wal.sync();
+    } catch (error) {
+      // without one everything is in the database, synced by the checkpoint
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    }
   }
 
   [Symbol.dispose](): void {

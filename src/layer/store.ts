@@ -95,7 +95,10 @@ export class LayerStore implements AsyncDisposable {
       budget: new ByteBudget(options.backgroundBytes ?? 32 * MiB),
       save: (layer, state) => this.#save(layer, state),
       makeDurable: (layer) => this.#makeDurable(layer),
-      dropHelpers: (layer) => this.#dropHelpers(layer),
+      dropHelpers: async (layer) => {
+        await this.#rows.sync();
+        await this.#dropHelpers(layer.id);
+      },
       treePath: (layer) => this.#file(layer.id, "tree"),
       checkWhole: async (request, signal) => {
         await this.#workers.run({ t: "seal", request }, { signal });
@@ -312,6 +315,7 @@ export class LayerStore implements AsyncDisposable {
     try {
       await this.#makeDurable(layer);
       layer.become({ t: "sealed" });
+      await this.#rows.sync();
     } catch (error) {
       publish("layer:sync-failed", { layer: layer.id, error });
     }
@@ -480,13 +484,11 @@ export class LayerStore implements AsyncDisposable {
   #save(layer: LayerImage, state: LayerState): void {
     if (state.t === "sealed") failpoint("layer:sealed");
     this.#rows.setState(layer.id, state, this.#options.bootId);
-    if (state.t === "sealed") this.#rows.sync();
   }
 
-  async #dropHelpers(layer: LayerImage): Promise<void> {
-    for (const name of ["rest", "units", "placement", "index"] as const) {
-      await rm(this.#file(layer.id, name), { force: true });
-    }
+  async #dropHelpers(id: number): Promise<void> {
+    for (const name of ["rest", "units", "placement", "index"] as const)
+      await rm(this.#file(id, name), { force: true });
   }
 
   async #readTree(layer: LayerImage): Promise<FileTree> {
@@ -516,7 +518,7 @@ export class LayerStore implements AsyncDisposable {
           this.#rows.setState(row.id, { t: "lazy" }, row.bootId);
           break;
         case "sealed":
-          await this.#dropLeftHelpers(row.id);
+          await this.#dropHelpers(row.id);
           break;
         case "lazy":
         case "opening":
@@ -534,11 +536,6 @@ export class LayerStore implements AsyncDisposable {
   /** Complete but not synced when the machine went down. */
   #isLost(row: LayerRow): boolean {
     return row.state.t === "syncing" && row.bootId !== this.#options.bootId;
-  }
-
-  async #dropLeftHelpers(id: number): Promise<void> {
-    for (const name of ["rest", "units", "placement", "index"] as const)
-      await rm(this.#file(id, name), { force: true });
   }
 }
 
