@@ -8,12 +8,10 @@
  * is disposed of first, stays in the journal for its successor. Nothing here touches a path under the mount with a blocking call.
  */
 
-import { randomUUID } from "node:crypto";
 import { write } from "node:fs";
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
 import { type Clock, systemClock } from "../base/clock.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
@@ -23,11 +21,12 @@ import type { Range } from "../base/ranges.ts";
 import { type ConnectionState, canResend, initReply, loadConnection, negotiate, saveNegotiated } from "./connection.ts";
 import { errnoOf } from "./errno.ts";
 import { FileTable, type HoleFile, type SharedFile, type TableFile } from "./file-table.ts";
-import { Journal, type JournalEntry, READERS_MAX } from "./journal.ts";
+import { Journal, type JournalEntry } from "./journal.ts";
 import { answer, readNodeid } from "./namespace.ts";
 import { fillStore, invalEntry, resend, STORE_ROOM } from "./notify.ts";
 import { IN_HEADER, Opcode, OUT_HEADER, READ_BYTES_MAX, READ_IN, ROOT_NODEID } from "./ondisk.ts";
-import type { ReaderData, ReaderMessage } from "./reader.worker.ts";
+import { ReaderCounter, type ReaderMessage } from "./reader-contract.ts";
+import { Readers } from "./readers.ts";
 import { replyBuffer, type Sent, sendReply, writeOnce } from "./reply.ts";
 
 export type { HoleFile } from "./file-table.ts";
@@ -98,14 +97,11 @@ export class HoleServer implements AsyncDisposable {
   readonly #onUnknownFile: ((nodeid: number) => void) | undefined;
   readonly #journal: Journal;
   readonly #left: JournalEntry[];
-  readonly #stopName = `.stop-${randomUUID()}`;
   readonly #table = new FileTable();
   readonly #files = new Map<number, HoleFile>();
   readonly #removed = new Set<number>();
   readonly #arrivals = new Map<number, (() => void)[]>();
-  readonly #ports: MessagePort[] = [];
-  readonly #workers = new Set<Worker>();
-  readonly #counters: Float64Array<SharedArrayBuffer>[] = [];
+  readonly #readers: Readers;
   readonly #faults = new Set<Fault>();
   #state: ConnectionState;
   #recovery: HoleStatistics["recovery"] = "none";
@@ -120,7 +116,7 @@ export class HoleServer implements AsyncDisposable {
     this.#connectionPath = join(options.stateDirectory, "connection.json");
     this.#clock = options.clock ?? systemClock;
     this.#faultDeadlineMs = options.faultDeadlineMs ?? FAULT_DEADLINE_MS;
-    this.#readerCount = Math.min(options.readers ?? 2, READERS_MAX);
+    this.#readerCount = options.readers ?? 2;
     this.#resend = options.resend ?? true;
     this.#onUnknownFile = options.onUnknownFile;
     this.#state = state;
@@ -128,6 +124,12 @@ export class HoleServer implements AsyncDisposable {
     const { journal, entries } = Journal.open(join(options.stateDirectory, "journal"));
     this.#journal = journal;
     this.#left = entries;
+    this.#readers = new Readers({
+      fd: options.fd,
+      journal,
+      connectionPath: this.#connectionPath,
+      onMessage: (message) => this.#onMessage(message),
+    });
   }
 
   /** Takes over what a predecessor on this descriptor left, but reads nothing before `start`. Throws HS_FUSE_PROTOCOL. */
@@ -136,13 +138,12 @@ export class HoleServer implements AsyncDisposable {
   }
 
   get statistics(): HoleStatistics {
-    const sum = (index: number) => this.#counters.reduce((total, counters) => total + counters[index]!, 0);
     return {
       state: this.#state.t,
       files: this.#files.size,
-      reads: sum(0),
-      readBytes: sum(1),
-      otherRequests: sum(2),
+      reads: this.#readers.sum(ReaderCounter.reads),
+      readBytes: this.#readers.sum(ReaderCounter.readBytes),
+      otherRequests: this.#readers.sum(ReaderCounter.others),
       faults: this.#faultCount,
       faultsPending: this.#faults.size,
       faultsFailed: this.#failed,
@@ -171,7 +172,7 @@ export class HoleServer implements AsyncDisposable {
     this.#files.set(file.nodeid, file);
     this.#removed.delete(file.nodeid);
     this.#table.add(shared);
-    for (const port of this.#ports) port.postMessage(shared);
+    this.#readers.add(shared);
     for (const wake of this.#arrivals.get(file.nodeid) ?? []) wake();
     this.#arrivals.delete(file.nodeid);
   }
@@ -199,7 +200,10 @@ export class HoleServer implements AsyncDisposable {
       this.#recovery = "resent";
       for (const entry of left) this.#journal.release(entry.slot);
     }
-    for (let index = 0; index < this.#readerCount; index++) this.#startReader();
+    this.#readers.start(
+      this.#readerCount,
+      this.#table.list().map((file) => file.shared),
+    );
     if (this.#recovery === "resent" || left.length === 0) return;
     this.#recovery = "replayed";
     this.#replayed = left.length;
@@ -229,47 +233,11 @@ export class HoleServer implements AsyncDisposable {
     const reason = new HeadstartError("HS_CANCELED", { what: "the hole server stops" });
     for (const fault of this.#faults) fault.controller.abort(reason);
     const deadline = this.#clock.monotonic() + STOP_DEADLINE_MS;
-    // one lookup of the stop name ends one reader; it is not cached, and the last one is answered before its reader ends
-    for (let left = this.#workers.size; left > 0; left--)
-      void stat(join(this.mountPath, this.#stopName)).catch(() => undefined);
-    while ((this.#workers.size > 0 || this.#faults.size > 0) && this.#clock.monotonic() < deadline) {
+    this.#readers.stop(this.mountPath);
+    while ((this.#readers.alive > 0 || this.#faults.size > 0) && this.#clock.monotonic() < deadline) {
       await this.#clock.sleep(2);
     }
-    for (const port of this.#ports) port.close();
-    if (this.#workers.size > 0) throw new HeadstartError("HS_CANCELED", { what: "a FUSE reader did not end" });
-  }
-
-  #startReader(): void {
-    const { port1, port2 } = new MessageChannel();
-    const counters = new SharedArrayBuffer(3 * 8);
-    const data: ReaderData = {
-      fd: this.#fd,
-      files: port2,
-      index: this.#workers.size,
-      journalPath: this.#journal.path,
-      taken: this.#journal.taken.buffer,
-      counters,
-      connectionPath: this.#connectionPath,
-      stopName: this.#stopName,
-    };
-    const worker = new Worker(new URL("./reader.worker.ts", import.meta.url), {
-      workerData: data,
-      transferList: [port2],
-      name: "fuse-reader",
-      resourceLimits: { maxOldGenerationSizeMb: 32, maxYoungGenerationSizeMb: 4, stackSizeMb: 1 },
-    });
-    port1.unref();
-    this.#ports.push(port1);
-    this.#counters.push(new Float64Array(counters));
-    this.#workers.add(worker);
-    for (const file of this.#table.list()) port1.postMessage(file.shared);
-    worker.on("message", (message: ReaderMessage) => this.#onMessage(message));
-    worker.on("exit", () => this.#workers.delete(worker));
-    // no reader means no answers: die, the supervisor starts the next one
-    worker.on("error", (error) => {
-      throw error;
-    });
-    worker.unref();
+    if (this.#readers.alive > 0) throw new HeadstartError("HS_CANCELED", { what: "a FUSE reader did not end" });
   }
 
   #onMessage(message: ReaderMessage): void {

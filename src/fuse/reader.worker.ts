@@ -8,34 +8,16 @@
  */
 
 import { readSync } from "node:fs";
-import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
+import { parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
 import { failpoint } from "../base/failpoint.ts";
 import { readFully } from "../base/files.ts";
-import { initReply, type Negotiated, negotiate, saveNegotiated } from "./connection.ts";
+import { initReply, negotiate, saveNegotiated } from "./connection.ts";
 import { FileTable, type SharedFile } from "./file-table.ts";
 import { Journal } from "./journal.ts";
 import { answer, lookupName, readNodeid } from "./namespace.ts";
 import { Errno, IN_HEADER, Opcode, OUT_HEADER, READ_BYTES_MAX, READ_IN, REQUEST_BYTES_MAX } from "./ondisk.ts";
+import { ReaderCounter, type ReaderData, type ReaderMessage } from "./reader-contract.ts";
 import { replyBuffer, type Sent, sendReply } from "./reply.ts";
-
-export interface ReaderData {
-  readonly fd: number;
-  readonly files: MessagePort;
-  /** Which of the journal's landings is this reader's. */
-  readonly index: number;
-  readonly journalPath: string;
-  readonly taken: SharedArrayBuffer;
-  /** Float64 counters that only this thread writes: reads, bytes, requests of other kinds. */
-  readonly counters: SharedArrayBuffer;
-  readonly connectionPath: string;
-  readonly stopName: string;
-}
-
-export type ReaderMessage =
-  | { readonly kind: "fault"; readonly slot: number; readonly request: Uint8Array }
-  | { readonly kind: "init"; readonly negotiated: Negotiated }
-  | { readonly kind: "trouble"; readonly error: Error }
-  | { readonly kind: "closed" };
 
 const data = workerData as ReaderData;
 const journal = new Journal(data.journalPath, data.taken);
@@ -94,7 +76,7 @@ function nextRequest(): number {
 function serve(length: number): Sent | "handed" | "stop" {
   const opcode = view.getUint32(IN_HEADER.offsets.opcode, true);
   if (opcode === Opcode.read && length >= IN_HEADER.size + READ_IN.size) return serveRead();
-  counters[2]!++;
+  counters[ReaderCounter.others]!++;
   const whole = request.subarray(0, length);
   if (opcode === Opcode.init) return serveInit(whole.subarray(IN_HEADER.size));
   if (opcode === Opcode.lookup && lookupName(whole) === data.stopName) {
@@ -141,8 +123,8 @@ function serveRead(): Sent | "handed" {
   }
   // a file shorter than its size must not become zeros
   if (got !== size) return sendReply(data.fd, request, reply, Errno.EIO, 0);
-  counters[0]!++;
-  counters[1]! += size;
+  counters[ReaderCounter.reads]!++;
+  counters[ReaderCounter.readBytes]! += size;
   return sendReply(data.fd, request, reply, 0, size);
 }
 
