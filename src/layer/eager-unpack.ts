@@ -9,7 +9,10 @@ import { type Digest, digestAlgorithm, digestHex } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { failpoint } from "../base/failpoint.ts";
 import { writeFully } from "../base/files.ts";
+import { checkErofs } from "../erofs/check.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
+import { openErofs } from "../erofs/read.ts";
+import { layoutSource } from "../erofs/source.ts";
 import { layoutEager } from "../erofs/write.ts";
 import type { LayerIdentity, LayerRole } from "../formats/format.ts";
 import { LayerTreeBuilder } from "../formats/tar/apply.ts";
@@ -92,6 +95,7 @@ async function unpackTo(fd: number, request: UnpackRequest, stored: AsyncIterabl
   const tree = builder.finish();
   const places = writer.placesOf(tree);
   const layout = layoutEager(tree, places, writer.dataEnd, { uuid: request.uuid });
+  checkErofs(openErofs(layoutSource(layout)));
   ftruncateSync(fd, layout.size);
   failpoint("layer:eager-metadata");
   for (const part of layout.parts) writeFully(fd, part.bytes, part.offset);

@@ -9,7 +9,10 @@ import { join } from "node:path";
 import { type Digest, verifyDigest } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { writeFully } from "../base/files.ts";
+import { checkErofs } from "../erofs/check.ts";
 import type { Placement } from "../erofs/placement.ts";
+import { openErofs } from "../erofs/read.ts";
+import { layoutSource } from "../erofs/source.ts";
 import { layoutLazy } from "../erofs/write.ts";
 import type { LayerIdentity, LayerRole, LazyLayer } from "../formats/format.ts";
 import { readPlacement, writePlacement } from "./placement-file.ts";
@@ -79,7 +82,10 @@ export async function prepareAgain(request: PrepareRequest, openLazy: OpenLazy):
 /** A layer file with metadata and holes, and what goes with it. */
 async function writeImage(request: PrepareRequest, lazy: LazyLayer): Promise<Prepared> {
   const { directory } = request;
-  const { size, parts, placement } = layoutLazy(lazy.tree, { uuid: request.uuid });
+  const layout = layoutLazy(lazy.tree, { uuid: request.uuid });
+  // the kernel checks little: our reader is the only check of our writer (specs/erofs-fuse.md 5.9)
+  checkErofs(openErofs(layoutSource(layout)));
+  const { size, parts, placement } = layout;
   checkUnits(lazy.units, placement, lazy.streamLength);
   const image = openSync(join(directory, "image"), constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC, 0o600);
   try {
