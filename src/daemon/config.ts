@@ -228,7 +228,8 @@ export function printConfig(loaded: LoadedConfig): string {
     >;
     for (const [name, key] of Object.entries(keys)) {
       const origin = loaded.origins.get(table === "" ? name : `${table}.${name}`);
-      lines.push(`${name} = ${JSON.stringify(section[name])}`.padEnd(60) + ` # ${origin}: ${key.help}`);
+      const setting = `${name} = ${JSON.stringify(section[name])}`;
+      lines.push(`${setting.padEnd(60)} # ${origin}: ${key.help}`);
     }
   }
   return `${lines.join("\n")}\n`;

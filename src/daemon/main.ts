@@ -15,9 +15,10 @@ import { FetchScheduler } from "../fetch/scheduler.ts";
 import { HoleServer } from "../fuse/hole-server.ts";
 import { ImageProvider } from "../image/provider.ts";
 import { LayerStore } from "../layer/store.ts";
+import { exitNow } from "../linux/process.ts";
 import { Chains } from "../mount/chain.ts";
 import { probeLadder } from "../mount/ladder.ts";
-import { LayerMounts } from "../mount/layers.ts";
+import { LayerMounts, layerOfNodeid } from "../mount/layers.ts";
 import { credentialSources } from "../oci/registry/auth/sources.ts";
 import { Registry } from "../oci/registry/registry.ts";
 import { ContainerdClient } from "../snapshotter/containerd.ts";
@@ -52,6 +53,7 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
       onIndexFailure: (layer) => images.maker.start(layer.id),
     }),
   );
+  let serveAgain: ((layer: number) => Promise<void>) | null = null;
   const fd = Number(process.env.HEADSTART_FUSE_FD);
   if (!Number.isInteger(fd) || fd < 3)
     throw new HeadstartError("HS_USAGE", { what: "HEADSTART_FUSE_FD is not set: the supervisor starts this program" });
@@ -60,6 +62,11 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
       fd,
       stateDirectory: config.state,
       faultDeadlineMs: config.fetch.demand_timeout_seconds * 1000 + 5000,
+      // a clone of a mount that overlayfs keeps is not in mountinfo: its layer is found by the first read
+      onUnknownFile: (nodeid) => {
+        const layer = layerOfNodeid(nodeid);
+        if (layer !== null && serveAgain !== null) void serveAgain(layer);
+      },
     }),
   );
   await server.start();
@@ -94,25 +101,22 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
     eagerParallel: config.eager.parallel_layers,
     background: config.fetch.background,
   });
+  serveAgain = async (id) => {
+    try {
+      mounts.serve(await store.get(id));
+      images.maker.start(id);
+    } catch (error) {
+      log.error({ event: "mount:orphan", layer: id, error: describeError(error) }, "a mounted layer cannot be served");
+    }
+  };
   // containers may be waiting for holes of these right now
-  await Promise.all(
-    mounts.needed.map(async (id) => {
-      try {
-        mounts.serve(await store.get(id));
-        images.maker.start(id);
-      } catch (error) {
-        log.error(
-          { event: "mount:orphan", layer: id, error: describeError(error) },
-          "a mounted layer cannot be served",
-        );
-      }
-    }),
-  );
+  await Promise.all(mounts.needed.map(serveAgain));
   const snapshotter = parts.use(
     await openSnapshotter({
       root: config.root,
       provider: layerProvider({ images, store, mounts, chains, ladder }),
       containerdVersion: (signal) => containerd.version(signal),
+      onRecovered: () => mounts.reap(),
     }),
   );
   parts.use(await serveSnapshotter({ snapshotter, address: config.address }));
@@ -185,11 +189,10 @@ try {
   await serve(loadConfig(file, overrides), parts);
   await ended.promise;
   await parts.disposeAsync();
-  // reader threads may be blocked in read(2): only the end of the process ends them
-  process.exit(0);
+  exitNow(0);
 } catch (error) {
   process.stderr.write(
     `${JSON.stringify({ level: "error", event: "daemon:failed", message: describeError(error) })}\n`,
   );
-  process.exit(1);
+  exitNow(1);
 }

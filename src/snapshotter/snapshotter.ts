@@ -44,6 +44,8 @@ export interface SnapshotterOptions {
   readonly overlayOptions?: readonly string[];
   /** containerd's version, asked for when a user namespace is to stand upon layers (idmap.ts). Without it those are refused. */
   readonly containerdVersion?: (signal: AbortSignal) => Promise<string>;
+  /** Called once after the start, when every snapshot that uses layers has told the provider so again: mounts without an owner are nobody's then. */
+  readonly onRecovered?: () => Promise<void>;
   /** How long an offer may take before containerd unpacks the layer itself. Default 30 s. */
   readonly offerTimeoutMs?: number;
   /** How long after an offer no layer is collected. Default 5 s. */
@@ -147,6 +149,7 @@ class LayeredSnapshotter implements Snapshotter {
     const sameBoot = isSameBoot(store);
     this.#background("reconcile", async () => {
       if (sameBoot) await this.#adoptOwners();
+      await options.onRecovered?.();
       await reconcileLayers(store, this.#provider, this.#closing.signal);
     });
     this.#garbage.schedule();
