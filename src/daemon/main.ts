@@ -177,6 +177,18 @@ function layerStatus(row: ReturnType<LayerStore["list"]>[number]): Record<string
 const { values } = parseArgs({
   options: { config: { type: "string" }, overrides: { type: "string" }, "explicit-config": { type: "boolean" } },
 });
+/**
+ * Ends the process at once. Reader threads block in read(2), and an orderly exit waits for them for ever: the supervisor would never learn that nobody serves.
+ */
+function die(error: unknown): never {
+  process.stderr.write(
+    `${JSON.stringify({ level: "error", event: "daemon:failed", message: describeError(error), stack: (error as Error | null)?.stack })}\n`,
+  );
+  process.kill(process.pid, "SIGKILL");
+  throw error;
+}
+
+process.on("uncaughtException", die);
 const parts = new AsyncDisposableStack();
 const ended = Promise.withResolvers<void>();
 for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => ended.resolve());

@@ -45,7 +45,12 @@ function makeServer(sources: StatusSources, only: "all" | "metrics"): Server {
       return;
     }
     if (only === "all" && Object.hasOwn(ROUTES, path)) {
-      return send(200, "application/json", `${JSON.stringify(sources[ROUTES[path as keyof typeof ROUTES]]())}\n`);
+      try {
+        return send(200, "application/json", `${JSON.stringify(sources[ROUTES[path as keyof typeof ROUTES]]())}\n`);
+      } catch (error) {
+        // a fault in what is only shown must not end what is served
+        return send(500, "text/plain", `${describeError(error)}\n`);
+      }
     }
     const known = only === "all" ? [...Object.keys(ROUTES), "/metrics"] : ["/metrics"];
     return send(404, "text/plain", `no such path; there are: ${known.join(" ")}\n`);

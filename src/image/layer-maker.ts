@@ -20,7 +20,7 @@ import type { LayerRow } from "../layer/rows.ts";
 import { EAGER, type LayerStore } from "../layer/store.ts";
 import { type ImageReference, parseReference } from "../oci/reference.ts";
 import type { BlobHandle, ImageReader } from "../oci/store.ts";
-import { packSource, unpackSource } from "./source.ts";
+import { PROBE_BYTES, packSource, unpackSource } from "./source.ts";
 
 export interface LayerMakerOptions {
   readonly store: LayerStore;
@@ -119,7 +119,9 @@ export class LayerMaker {
     const row = store.row(id);
     if (row === null) throw new HeadstartError("HS_NOT_FOUND", { what: `layer ${id}` });
     if (row.format === EAGER) return await this.#eager(row);
-    const standIn = this.#refused.has(id) ? this.standIn(id) : null;
+    // containers that have a broken one mounted go on reading what can be verified
+    if (row.state.t === "broken" && store.opened(id) !== null) this.addSource(row, unpackSource(row.source).reference);
+    const standIn = this.#refused.has(id) ? this.standIn(id) : this.#wholeStandIn(row);
     if (standIn !== null) return await this.ready(standIn);
     try {
       const layer = row.state.t === "opening" ? await this.#lazy(row) : await store.get(id);
@@ -128,11 +130,12 @@ export class LayerMaker {
       this.#serve(layer, row);
       return layer;
     } catch (error) {
-      if (!isHeadstartError(error) || !REPLACEABLE.has(error.kind)) throw error;
+      if (!isHeadstartError(error) || !(await this.#mayReplace(error, row))) throw error;
       // fail open to eager, never to wrong data
       const reason = `its ${row.format} index cannot be used: ${describeError(error)}`;
       publish("image:index-refused", { layer: id, digest: row.identity.digest, reason });
-      this.#refused.set(id, reason);
+      // what may pass is tried again the next time (specs/soci.md B35)
+      if (REPLACEABLE.has(error.kind)) this.#refused.set(id, reason);
       const source = { ...unpackSource(row.source), table: null, extras: [], reason };
       return await this.ready(
         store.declare({ identity: row.identity, role: row.role, format: EAGER, indexDigest: null }, packSource(source))
@@ -141,11 +144,25 @@ export class LayerMaker {
     }
   }
 
+  /** A whole layer beside one that is not lazy yet or no longer: it needs no registry. */
   #wholeStandIn(row: LayerRow): number | null {
+    if (row.state.t !== "opening" && row.state.t !== "broken") return null;
     const { identity, role } = row;
-    const { store } = this.#options;
-    const found = store.find({ identity, role, format: EAGER, indexDigest: null });
+    const found = this.#options.store.find({ identity, role, format: EAGER, indexDigest: null });
     return found?.state.t === "sealed" || found?.state.t === "syncing" ? found.id : null;
+  }
+
+  /** Failures of the index, and a table alone that cannot be had although the layer can (specs/soci.md B34). */
+  async #mayReplace(error: HeadstartError, row: LayerRow): Promise<boolean> {
+    if (REPLACEABLE.has(error.kind)) return true;
+    if (error.kind !== "unavailable" && error.kind !== "denied") return false;
+    try {
+      const blob = await this.#openBlob(unpackSource(row.source).reference, row);
+      await blob.readRange(0, Math.min(PROBE_BYTES, row.identity.size));
+      return true;
+    } catch {
+      return false;
+    }
   }
 
   async #lazy(row: LayerRow): Promise<LayerImage> {
@@ -210,7 +227,10 @@ export class LayerMaker {
     if (!this.#sources.has(layer.id)) {
       this.addSource(row, unpackSource(row.source).reference);
       const end = () => this.#endSources(layer.id);
-      layer.whenComplete().then(end, end);
+      // one that broke may be mounted: `remove` ends its sources
+      layer.whenComplete().then(end, (error) => {
+        if (!isHeadstartError(error, "HS_LAYER_BROKEN")) end();
+      });
     }
     if (this.#options.background) layer.startBackground();
   }

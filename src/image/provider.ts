@@ -11,7 +11,7 @@ import { describeError, HeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import type { LayerRole } from "../formats/format.ts";
 import type { LayerImage } from "../layer/layer-image.ts";
-import type { LayerRow } from "../layer/rows.ts";
+import type { LayerKey, LayerRow } from "../layer/rows.ts";
 import { EAGER } from "../layer/store.ts";
 import { type ImageReference, parseReference } from "../oci/reference.ts";
 import type { ImageReader } from "../oci/store.ts";
@@ -275,11 +275,17 @@ export class ImageProvider {
       if (here.state.t !== "sealed") this.maker.addSource(here, record.reference);
       return { digest: identity.digest, layer: here.id, mode: here.format === EAGER ? "eager" : "lazy", reason: null };
     }
+    const lazyKey: LayerKey | null =
+      choice.index === null || tables === undefined
+        ? null
+        : { identity, role, format: choice.index.format.name, indexDigest: tables.table.digest };
+    const failure = lazyKey === null ? null : store.indexFailure(lazyKey);
     if (choice.index === null) reason = choice.reason;
-    else if (tables === undefined) reason = `the ${choice.index.format.name} index has no table for it`;
+    else if (lazyKey === null) reason = `the ${choice.index.format.name} index has no table for it`;
+    else if (failure !== null) reason = `its ${lazyKey.format} index cannot be used: ${failure}`;
     else if (identity.size < this.#options.minLayerSize)
       reason = `smaller than min_layer_size (${identity.size} bytes)`;
-    const lazy = reason === null && choice.index !== null && tables !== undefined;
+    const lazy = reason === null && lazyKey !== null && tables !== undefined;
     const source = packSource({
       reference: record.reference,
       table: lazy ? tables.table : null,
@@ -287,9 +293,7 @@ export class ImageProvider {
       reason,
       position,
     });
-    const key = lazy
-      ? { identity, role, format: choice.index.format.name, indexDigest: tables.table.digest }
-      : { identity, role, format: EAGER, indexDigest: null };
+    const key = lazy ? lazyKey : { identity, role, format: EAGER, indexDigest: null };
     return { digest: identity.digest, layer: store.declare(key, source).id, mode: lazy ? "lazy" : "eager", reason };
   }
 }

@@ -138,6 +138,13 @@ export class LayerStore implements AsyncDisposable {
     return found.toSorted((a, b) => rank(a) - rank(b) || a.id - b.id)[0] ?? null;
   }
 
+  /** Why a layer of that key that is still here broke, if it was its index that was wrong: another one of that key would break too. */
+  indexFailure(key: LayerKey): string | null {
+    const wanted = keyText(key);
+    const row = this.#rows.all().findLast((one) => one.state.t === "broken" && keyText(one) === wanted);
+    return row?.state.t === "broken" && SERVED_WHEN_BROKEN.includes(row.state.code) ? row.state.reason : null;
+  }
+
   row(id: number): LayerRow | null {
     return this.#rows.get(id);
   }
