@@ -177,18 +177,15 @@ function layerStatus(row: ReturnType<LayerStore["list"]>[number]): Record<string
 const { values } = parseArgs({
   options: { config: { type: "string" }, overrides: { type: "string" }, "explicit-config": { type: "boolean" } },
 });
-/**
- * Ends the process at once. Reader threads block in read(2), and an orderly exit waits for them for ever: the supervisor would never learn that nobody serves.
- */
-function die(error: unknown): never {
-  process.stderr.write(
-    `${JSON.stringify({ level: "error", event: "daemon:failed", message: describeError(error), stack: (error as Error | null)?.stack })}\n`,
-  );
-  process.kill(process.pid, "SIGKILL");
-  throw error;
+/** The supervisor starts the next one only when this process has ended, so nothing may keep it. */
+function fail(error: unknown): void {
+  const stack = error instanceof Error && !(error instanceof HeadstartError) ? error.stack : undefined;
+  const line = { level: "error", event: "daemon:failed", message: describeError(error), stack };
+  process.stderr.write(`${JSON.stringify(line)}\n`);
+  exitNow(1);
 }
 
-process.on("uncaughtException", die);
+process.on("uncaughtException", fail);
 const parts = new AsyncDisposableStack();
 const ended = Promise.withResolvers<void>();
 for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => ended.resolve());
@@ -203,8 +200,5 @@ try {
   await parts.disposeAsync();
   exitNow(0);
 } catch (error) {
-  process.stderr.write(
-    `${JSON.stringify({ level: "error", event: "daemon:failed", message: describeError(error) })}\n`,
-  );
-  exitNow(1);
+  fail(error);
 }
