@@ -6,10 +6,10 @@
 import { join } from "node:path";
 import { systemClock } from "../base/clock.ts";
 import { type CompareOptions, type Comparison, compareTrees } from "./compare.ts";
-import { HEADSTART, type SandboxNode } from "./node.ts";
+import { mountCriImage } from "./image-mount.ts";
+import type { SandboxNode } from "./node.ts";
 
-/** CRI's images live here; the plain pull goes to a namespace of its own. */
-const CRI_NAMESPACE = "k8s.io";
+/** CRI's images live in k8s.io. */
 const PLAIN_NAMESPACE = "plain";
 
 export interface CheckOptions extends CompareOptions {
@@ -28,8 +28,7 @@ export async function checkImage(node: SandboxNode, options: CheckOptions): Prom
   const { image, against = image, directory, mounted, ...compare } = options;
   await node.cri.pull(image);
   const lazy = join(directory, "lazy");
-  const lazyCtr = node.ctr.in(CRI_NAMESPACE);
-  await using _lazy = await lazyCtr.mountImage(image, lazy, { snapshotter: HEADSTART });
+  await using _lazy = await mountCriImage(node, image, lazy);
   await mounted?.(lazy);
   const plain = join(directory, "plain");
   const plainCtr = node.ctr.in(PLAIN_NAMESPACE);

@@ -91,6 +91,14 @@ export class CriClient {
     return (await this.images.listImages({}, { timeoutMs: CALL_MS })).images;
   }
 
+  /** Names the topmost snapshot of a pulled image. Throws HS_NOT_FOUND. */
+  async chainID(image: string): Promise<string> {
+    const { info } = await this.images.imageStatus({ image: { image }, verbose: true }, { timeoutMs: CALL_MS });
+    const { chainID } = JSON.parse(info.info ?? "{}") as { chainID?: string };
+    if (chainID === undefined) throw new HeadstartError("HS_NOT_FOUND", { what: `image ${image}: not pulled by CRI` });
+    return chainID;
+  }
+
   async removeImage(image: string): Promise<void> {
     await this.images.removeImage({ image: { image } }, { timeoutMs: CALL_MS });
   }

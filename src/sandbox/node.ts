@@ -73,6 +73,11 @@ export class SandboxNode implements AsyncDisposable {
     return this.containerd.ctr;
   }
 
+  /** What CRI pulls with. */
+  get snapshotter(): string {
+    return this.containerd.options.snapshotter;
+  }
+
   get headstart(): HeadstartDaemon {
     if (this.#headstart === undefined) throw new Error("this node has no headstart daemon");
     return this.#headstart;

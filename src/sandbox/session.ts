@@ -44,6 +44,7 @@ export class Session implements AsyncDisposable {
   readonly meter: Meter;
   readonly #parts: AsyncDisposableStack;
   readonly #before: ReadonlySet<string>;
+  #published = 0;
 
   static async open(options: { say: Say; meter?: MeterOptions }): Promise<Session> {
     await using parts = new AsyncDisposableStack();
@@ -100,7 +101,8 @@ export class Session implements AsyncDisposable {
       const reference = formatReference(source.reference);
       return { reference, meter, mirrors: { [host]: `http://${meter.host}` }, ...common(reference) };
     }
-    const target = `${this.registry.host}/image:1`;
+    const name = `image-${++this.#published}`;
+    const target = `${this.registry.host}/${name}:1`;
     await using destination = await openDestination(parseSource(`docker://${target}`));
     const copier = new Copier(reader, destination);
     for (const format of FORMATS) {
@@ -109,7 +111,7 @@ export class Session implements AsyncDisposable {
     }
     await copier.tree(loaded.manifestDescriptor, destination.tag);
     await destination.finish();
-    const reference = `${this.meter.host}/image:1`;
+    const reference = `${this.meter.host}/${name}:1`;
     return { reference, meter: this.meter, mirrors: {}, ...common(reference) };
   }
 
