@@ -331,7 +331,7 @@ export class FetchScheduler implements UnitFetcher {
     const byEnd = [...members].sort((a, b) => a.end - b.end);
     let handedOut = 0;
     try {
-      const into = new Uint8Array(new SharedArrayBuffer(length));
+      const into = new Uint8Array(length);
       const onProgress = (count: number) => {
         firstByteMs ??= this.#clock.monotonic() - startedMs;
         for (; handedOut < byEnd.length && byEnd[handedOut]!.end <= start + count; handedOut++) {

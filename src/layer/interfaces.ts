@@ -24,7 +24,8 @@ export interface StoredRange {
 /** Ranges of stored blobs. `fetch/scheduler.ts` implements it: it orders by priority and coalesces neighbours into one request. */
 export interface UnitFetcher {
   /**
-   * The stored bytes [start, end) of a blob. Not verified: the caller does. One call a unit; units that are asked for close together become one request. `attempt` > 0 asks for another source than before, where there is one.
+   * The stored bytes [start, end) of a blob. Not verified: the caller does. One call a unit; units that are asked for close together become one request.
+   * `attempt` > 0 asks for another source than before, where there is one.
    * Throws HS_REGISTRY_*, HS_CANCELED.
    */
   fetch(
