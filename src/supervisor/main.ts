@@ -99,8 +99,7 @@ async function run(state: string, command: readonly string[]): Promise<void> {
     const started = performance.now();
     child = spawn(command[0]!, command.slice(1), {
       stdio: ["inherit", "inherit", "inherit", fd],
-      // unmounting and notifying may wait on a pool thread for a read that itself needs one to be answered: have some to spare
-      // buffers of a fill go back to the system instead of staying in the heap: about a fifth of the memory after one
+      // pool threads wait for reads that need one to be answered: have some to spare. Freed buffers of a fill go back to the system
       env: {
         UV_THREADPOOL_SIZE: "16",
         MALLOC_MMAP_THRESHOLD_: "262144",
