@@ -54,6 +54,7 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
     }),
   );
   let serveAgain: ((layer: number) => Promise<void>) | null = null;
+  const askedEarly = new Set<number>();
   const fd = Number(process.env.HEADSTART_FUSE_FD);
   if (!Number.isInteger(fd) || fd < 3)
     throw new HeadstartError("HS_USAGE", { what: "HEADSTART_FUSE_FD is not set: the supervisor starts this program" });
@@ -65,7 +66,9 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
       // a clone of a mount that overlayfs keeps is not in mountinfo: its layer is found by the first read
       onUnknownFile: (nodeid) => {
         const layer = layerOfNodeid(nodeid);
-        if (layer !== null && serveAgain !== null) void serveAgain(layer);
+        if (layer === null) return;
+        if (serveAgain === null) askedEarly.add(layer);
+        else void serveAgain(layer);
       },
     }),
   );
@@ -110,7 +113,7 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
     }
   };
   // containers may be waiting for holes of these right now
-  await Promise.all(mounts.needed.map(serveAgain));
+  await Promise.all([...new Set([...mounts.needed, ...askedEarly])].map(serveAgain));
   const snapshotter = parts.use(
     await openSnapshotter({
       root: config.root,

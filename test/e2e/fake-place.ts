@@ -23,6 +23,7 @@ export class FakePlace implements AsyncDisposable {
   readonly #stack = new AsyncDisposableStack();
   readonly #before: ReadonlySet<string>;
   readonly #pause: string;
+  readonly #parts = new Map<string, readonly IndexedBlob[]>();
 
   static async make(options: FakeRegistryOptions = {}): Promise<FakePlace> {
     const root = await mkdtemp(join(tmpdir(), "headstart-fake-"));
@@ -47,9 +48,16 @@ export class FakePlace implements AsyncDisposable {
     this.#pause = made.pause;
   }
 
-  /** An image of a shell layer and these; its reference. */
+  /** An image of a shell layer and these. */
   image(repository: string, layers: readonly IndexedBlob[], options: Partial<SociImageOptions> = {}): StoredSociImage {
-    return storeSociImage(this.registry, [this.shell, ...layers], { ...options, repository });
+    const stored = storeSociImage(this.registry, [this.shell, ...layers], { ...options, repository });
+    this.#parts.set(stored.reference, layers);
+    return stored;
+  }
+
+  /** What was given to `image`. */
+  partsOf(reference: string): readonly IndexedBlob[] {
+    return this.#parts.get(reference) ?? [];
   }
 
   /** A node of its own folder, ended with the place. Every layer with an index is lazy, however small. */

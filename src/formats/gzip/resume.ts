@@ -13,14 +13,15 @@ export interface ResumePoint {
   readonly bits: number;
   /** Up to 32 KiB of output before this point; null at the start of a stream. */
   readonly window: Uint8Array | null;
+  /** The output must end where the stored bytes do: bytes that decode to more are as wrong as those that decode to less. Default: what follows is not looked at. */
+  readonly exact?: boolean;
 }
 
 export class ResumeInflate implements Disposable {
   readonly #inflate = new RawInflate();
 
   /**
-   * Fills `output` exactly with what `stored` decodes to. What follows in `stored` once it is full is not looked at. Throws HS_UNIT_DECODE when the bytes
-   * decode to less, or do not decode.
+   * Fills `output` exactly with what `stored` decodes to. Throws HS_UNIT_DECODE when the bytes decode to less (or, where that is asked for, to more), or do not decode.
    */
   decode(stored: Uint8Array, point: ResumePoint, output: Uint8Array, what: string): void {
     const inflate = this.#inflate;
@@ -49,6 +50,14 @@ export class ResumeInflate implements Disposable {
       } else if (progress === 0 || position >= stored.byteLength) {
         throw failed(what, `${produced} bytes instead of ${output.byteLength}`);
       }
+    }
+    if (point.exact) {
+      const more = new Uint8Array(1);
+      inflate.setInput(stored.subarray(position));
+      inflate.setOutput(more);
+      // only output counts: some bits of the last byte are the next block's, and say nothing alone
+      inflate.run(Z_SYNC_FLUSH);
+      if (inflate.produced > 0) throw failed(what, `more than ${output.byteLength} bytes`);
     }
     // hold on to nothing of the caller's
     inflate.setInput(EMPTY);

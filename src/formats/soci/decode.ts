@@ -46,7 +46,9 @@ class GzipSpanDecoder implements UnitDecoder {
     const { spans, bytes } = this.#ztoc;
     const output = this.#output(spanDecodedLength(spans, unit));
     if (unit === 0 && spans.zinfoVersion === 1) return this.#decodeFirstOfVersion1(stored, output);
-    const point = { bits: spans.bits[unit]!, window: spanWindow(bytes, spans, unit) };
+    // the last one may go on with padding; any other that does would shift all bytes behind it
+    const exact = unit + 1 < spans.count;
+    const point = { bits: spans.bits[unit]!, window: spanWindow(bytes, spans, unit), exact };
     this.#inflate.decode(stored, point, output, `span ${unit}`);
     return output;
   }
@@ -57,9 +59,10 @@ class GzipSpanDecoder implements UnitDecoder {
 
   #decodeFirstOfVersion1(stored: Uint8Array, output: Uint8Array): Uint8Array {
     let failure: unknown;
+    const exact = this.#ztoc.spans.count > 1;
     for (const start of dataStarts(stored)) {
       try {
-        this.#inflate.decode(stored.subarray(start), { bits: 0, window: null }, output, "span 0");
+        this.#inflate.decode(stored.subarray(start), { bits: 0, window: null, exact }, output, "span 0");
       } catch (error) {
         if (!isHeadstartError(error, "HS_UNIT_DECODE")) throw error;
         failure ??= error;
