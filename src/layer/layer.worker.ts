@@ -26,7 +26,10 @@ async function answer(job: LayerJob): Promise<JobAnswer> {
     return { t: "done", result: await run(job) };
   } catch (error) {
     const what = describeError(error);
-    if (error instanceof HeadstartError) return { t: "failed", code: error.code, what, details: plain(error) };
+    if (error instanceof HeadstartError) {
+      // whoever makes an error of this again puts the code in front
+      return { t: "failed", code: error.code, what: what.replace(`[${error.code}] `, ""), details: plain(error) };
+    }
     return { t: "failed", code: kindOf(error) === "exhausted" ? "HS_DISK_FULL" : "HS_INTERNAL", what, details: {} };
   }
 }
