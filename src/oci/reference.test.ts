@@ -18,7 +18,7 @@ test("names are completed as docker does it", () => {
     "localhost/app": "localhost/app:latest",
     "localhost:5000/app:x": "localhost:5000/app:x",
     "[::1]:5000/app": "[::1]:5000/app:latest",
-    "HOST/app": "host/app:latest",
+    "HOST/app": "HOST/app:latest",
     "host:80/app": "host:80/app:latest",
     [`ghcr.io/a@${DIGEST}`]: `ghcr.io/a@${DIGEST}`,
     [`ghcr.io/a:t@${DIGEST}`]: `ghcr.io/a:t@${DIGEST}`,
@@ -131,4 +131,11 @@ test("property: any text is a source or a typed error, at once", () => {
     }),
     { numRuns: 2000 },
   );
+});
+
+test("a host that only its upper case tells from a path keeps it, so that its printed form leads to the same registry", () => {
+  const reference = parseReference("Registry/app/web:1");
+  assert.equal(formatReference(reference), "Registry/app/web:1");
+  assert.deepEqual(parseReference(formatReference(reference)), reference);
+  assert.equal(parseReference("Registry.Example/app:1").host, "registry.example");
 });

@@ -56,7 +56,9 @@ export function parseReference(text: string): ImageReference {
   if (repository.length + host.length + 1 > NAME_MAX) throw refuse(text, `a name of more than ${NAME_MAX} characters`);
   if (!REPOSITORY.test(repository)) throw refuse(text, "a repository name is lower case letters, digits and . _ - /");
   if (tag === undefined && digest === undefined) tag = DEFAULT_TAG;
-  return defined<ImageReference>({ host: host.toLowerCase(), repository, tag, digest });
+  // an upper case letter may be all that makes it a host: in lower case it would be read as a path of docker.io the next time
+  const told = /[.:[]/.test(host) ? host.toLowerCase() : host;
+  return defined<ImageReference>({ host: told, repository, tag, digest });
 }
 
 function splitName(name: string): { host: string; repository: string } {
