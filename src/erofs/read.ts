@@ -7,10 +7,10 @@
  */
 
 import { compareBytes } from "../base/bytes.ts";
+import { crc32c } from "../base/crc32c.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { GiB, LIMITS } from "../base/limits.ts";
 import { alignUp } from "../base/ranges.ts";
-import { crc32c } from "./crc32c.ts";
 import { parseDirectoryBlock } from "./directory.ts";
 import { type FileTree, FileTreeBuilder, FileType, type InodeFields } from "./file-tree.ts";
 import {

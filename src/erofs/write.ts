@@ -13,10 +13,10 @@
  * Throws HS_EROFS_LIMIT for what EROFS cannot represent; it never clamps (specs/erofs-fuse.md 5.7).
  */
 
+import { crc32c } from "../base/crc32c.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { GiB, LIMITS } from "../base/limits.ts";
 import { alignUp, type Range } from "../base/ranges.ts";
-import { crc32c } from "./crc32c.ts";
 import { DirectoryEmitter, directorySize } from "./directory.ts";
 import { type FileTree, FileType, INODE_IMPLIED, type INODE_IMPLIED_FIRST } from "./file-tree.ts";
 import {

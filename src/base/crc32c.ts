@@ -1,4 +1,4 @@
-/** crc32c (Castagnoli, reflected polynomial 0x82F63B78), as the EROFS superblock wants it: initial 0xFFFFFFFF and no final xor. */
+/** crc32c (Castagnoli, reflected polynomial 0x82F63B78), as EROFS and ext4 want it: initial 0xFFFFFFFF and no final xor. */
 
 const TABLE = new Uint32Array(256);
 for (let index = 0; index < 256; index++) {
