@@ -1,6 +1,6 @@
 /** EROFS images in memory, for tests that need no kernel. */
 
-import { crc32c } from "../../src/erofs/crc32c.ts";
+import { crc32c } from "../../src/base/crc32c.ts";
 import { type FileTree, FileType } from "../../src/erofs/file-tree.ts";
 import { type ErofsLayout, layoutEager, layoutLazy } from "../../src/erofs/write.ts";
 import { fillFromAddress } from "./random-tree.ts";
