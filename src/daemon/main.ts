@@ -6,7 +6,7 @@
  */
 
 import { readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { describeError, HeadstartError } from "../base/errors.ts";
 import { makePrivateDirectory } from "../base/files.ts";
@@ -145,7 +145,9 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
 
 function openRegistry(config: DaemonConfig): Registry {
   const { credential_provider_config, credential_provider_bin_dir, docker_config, hosts_dir } = config.registry;
-  const env = docker_config === "" ? process.env : { ...process.env, DOCKER_CONFIG: docker_config };
+  // docker's own variable names the folder
+  const folder = basename(docker_config) === "config.json" ? dirname(docker_config) : docker_config;
+  const env = folder === "" ? process.env : { ...process.env, DOCKER_CONFIG: folder };
   return new Registry({
     hostsDirs: hosts_dir.split(":").filter((directory) => directory !== ""),
     credentials: credentialSources({

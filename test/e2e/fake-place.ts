@@ -23,6 +23,7 @@ export class FakePlace implements AsyncDisposable {
   readonly #stack = new AsyncDisposableStack();
   readonly #before: ReadonlySet<string>;
   readonly #pause: string;
+  readonly #others: string[] = [];
   readonly #parts = new Map<string, readonly IndexedBlob[]>();
 
   static async make(options: FakeRegistryOptions = {}): Promise<FakePlace> {
@@ -68,11 +69,18 @@ export class FakePlace implements AsyncDisposable {
         version: "1.6.20",
         directory: join(this.root, name),
         sandboxImage: this.#pause,
-        registries: [this.registry.host],
+        registries: [this.registry.host, ...this.#others],
         headstart: { ...headstart, config: { ...config, lazy: { min_layer_size: 0, ...config?.lazy } } },
         logLevel: "debug",
       }),
     );
+  }
+
+  /** A second registry for nodes that are started later. */
+  async addRegistry(options: FakeRegistryOptions): Promise<FakeRegistry> {
+    const registry = this.#stack.use(await FakeRegistry.start(options));
+    this.#others.push(registry.host);
+    return registry;
   }
 
   use<T extends AsyncDisposable | Disposable | null | undefined>(part: T): T {
