@@ -25,15 +25,15 @@ const collect = (value: string, before: readonly string[] = []) => [...before, v
 
 export function addSociOptions(command: Command): Command {
   return command
-    .option("--span-size <bytes>", "uncompressed bytes that can be fetched and decoded alone (default 4194304)")
-    .option("--min-layer-size <bytes>", "layers of fewer compressed bytes get no zTOC (default 10485760)")
-    .option("--platform <platform>", "os/arch[/variant], may be repeated (default: this machine's)", collect)
+    .option("--span-size <BYTES>", "uncompressed bytes that can be fetched and decoded alone (default 4194304)")
+    .option("--min-layer-size <BYTES>", "layers of fewer compressed bytes get no zTOC (default 10485760)")
+    .option("--platform <OS/ARCH[/VARIANT]>", "may be repeated (default: this machine's)", collect)
     .option("--all-platforms", "every platform of the image")
-    .option("--prefetch-file <path>", "a file of the image that a start needs first, may be repeated", collect)
-    .option("--prefetch-files-json <file>", "the same, as a JSON array of paths")
-    .option("--optimizations <name>", "xattr: mark layers without extended attributes", collect)
+    .option("--prefetch-file <PATH>", "a file of the image that a start needs first, may be repeated", collect)
+    .option("--prefetch-files-json <FILE>", "the same, as a JSON array of paths")
+    .option("--optimizations <NAME>", "xattr: mark layers without extended attributes", collect)
     .option(
-      "--build-tool-identifier <text>",
+      "--build-tool-identifier <TEXT>",
       "what the artifacts say made them; with SOCI's own text they are byte-identical to its",
     )
     .option("--force", "build zTOCs anew that the source has already");

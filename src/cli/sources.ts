@@ -1,6 +1,6 @@
 /** Options and opening of images that every command shares: --platform, --creds, --hosts-dir, containerd's address. */
 
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { HeadstartError } from "../base/errors.ts";
 import { type OpenOptions, openSource } from "../oci/open.ts";
 import { hostPlatform, type Platform, parsePlatform } from "../oci/platform.ts";
@@ -25,16 +25,20 @@ export interface SourceOptions extends AccessOptions {
 
 export function addSourceOptions(command: Command, options: { platform?: boolean } = {}): Command {
   if (options.platform !== false)
-    command.option("--platform <platform>", "which image of an index (default: this machine's)");
-  return command
-    .option(
+    command.option("--platform <OS/ARCH[/VARIANT]>", "which image of an index (default: this machine's)");
+  const more: readonly (readonly [string, string, string?])[] = [
+    [
       "--creds <USER:PASSWORD>",
-      "for the registry of the source; better: docker login. Visible to others in the process list",
-    )
-    .option("--hosts-dir <DIRS>", "hosts.toml directories, separated by colons", DEFAULT_HOSTS_DIRS.join(":"))
-    .option("--containerd-address <SOCK>", "for containerd:REF", "/run/containerd/containerd.sock")
-    .option("--containerd-root <DIR>", "for containerd:REF", "/var/lib/containerd")
-    .option("--namespace <NAME>", "containerd's namespace, for containerd:REF", "k8s.io");
+      "for the registry of the source. Others see it in the process list: docker login is better",
+    ],
+    ["--hosts-dir <DIRS>", "containerd's hosts.toml directories, separated by colons", DEFAULT_HOSTS_DIRS.join(":")],
+    ["--containerd-address <SOCK>", "for containerd:REF", "/run/containerd/containerd.sock"],
+    ["--containerd-root <DIR>", "for containerd:REF", "/var/lib/containerd"],
+    ["--namespace <NAME>", "for containerd:REF", "k8s.io"],
+  ];
+  for (const [flags, text, fallback] of more)
+    command.addOption(new Option(flags, text).default(fallback).helpGroup("Registries and containerd:"));
+  return command;
 }
 
 /** Throws HS_USAGE. */

@@ -28,14 +28,15 @@ export function registerCheck(program: Command): void {
   addSourceOptions(
     program
       .command("check <source>")
+      .summary("compare what headstart serves with a plain unpack")
       .description(
         "Mount an image as headstart serves it, for real, and compare it with a plain unpack by containerd: entry by entry and byte by byte.",
       )
-      .option("--against <source>", "another image for the plain side")
-      .option("--containerd <version>", `one of ${CONTAINERD_VERSIONS.join(", ")}`, CONTAINERD_VERSIONS[0])
-      .option("--limit <count>", "stop after so many differences", "100")
+      .option("--against <SOURCE>", "another image for the plain side")
+      .option("--containerd <VERSION>", `one of ${CONTAINERD_VERSIONS.join(", ")}`, CONTAINERD_VERSIONS[0])
+      .option("--limit <COUNT>", "stop after so many differences", "100")
       .option(
-        "--ignore <path>",
+        "--ignore <PATH>",
         "a path that is left out with all below it, may be repeated",
         (path: string, before: readonly string[] = []) => [...before, path],
       ),
@@ -44,8 +45,12 @@ export function registerCheck(program: Command): void {
     .addHelpText(
       "after",
       `
-Exits with 0 when both are equal, 1 when something differs. Compared are types, modes, owners, times to the nanosecond, sizes, device numbers, link targets, hard links, extended attributes and
-contents. Needs root and a private containerd; nothing stays mounted or running.
+Exits with 0 when both are equal, 1 when something differs. Compared are types, modes,
+owners, times to the nanosecond, sizes, device numbers, link targets, hard links,
+extended attributes and contents.
+
+Needs root; starts a containerd of its own. Debian packages that are missing are
+installed. Nothing stays mounted or running.
 
 Examples:
   headstart check HOST/REPO:TAG

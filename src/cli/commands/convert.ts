@@ -19,11 +19,12 @@ interface ConvertOptions extends AccessOptions, SociCliOptions {
 export function registerConvert(program: Command): void {
   const command = program
     .command("convert <source> <destination>")
+    .summary("make a lazily loadable image of any image")
     .description(
       "Make a lazily loadable image of any image. Registry to registry without a daemon; layers are streamed, never held.",
     )
     .requiredOption(
-      "--to <format>",
+      "--to <FORMAT>",
       "soci: unmodified layers with an index that the manifest names by digest (SOCI v2)",
     );
   addSociOptions(command);
@@ -33,11 +34,13 @@ export function registerConvert(program: Command): void {
     .addHelpText(
       "after",
       `
-Converting a converted image changes nothing. Attestations stay and are made to name the new manifest; signatures must be made anew, since the image's digest changes.
+The layers stay as they are, byte for byte. Converting a converted image changes nothing.
+Attestations stay and are made to name the new manifest; signatures must be made anew,
+since the image's digest changes. --json prints {destination, digest, images}.
 
 Examples:
   headstart convert docker://HOST/REPO:1 docker://HOST/REPO:1-soci --to soci
-  headstart convert oci:./layout:v1 oci-archive:out.tar:v1 --to soci --all-platforms --min-layer-size 0
+  headstart convert oci:./layout:v1 oci-archive:out.tar:v1 --to soci --all-platforms
 `,
     )
     .action(async (from: string, to: string, options: ConvertOptions) => {

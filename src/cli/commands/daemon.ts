@@ -28,6 +28,7 @@ interface DaemonOptions {
 export function registerDaemon(program: Command): void {
   program
     .command("daemon")
+    .summary("the snapshotter service for containerd")
     .description(
       "The snapshotter service for containerd. Runs in the foreground until SIGTERM; containers keep running over a restart.",
     )
@@ -43,17 +44,19 @@ export function registerDaemon(program: Command): void {
     .addHelpText(
       "after",
       `
-SIGTERM and SIGINT stop the server and the supervisor; layers that are mounted lazily need both, so stop them only when no container uses them, or replace the server alone with
-SIGHUP to the supervisor.
+Two processes: this one becomes the supervisor, which holds the FUSE connection and
+starts the server. SIGHUP to the supervisor replaces the server; containers do not
+notice. SIGTERM and SIGINT stop both: while they are stopped, reads of what a lazy layer
+has not fetched yet fail. Under systemd use KillMode=process (docs/start.md).
 
-containerd needs this (config version 2; see docs/start.md):
+containerd needs this (docs/start.md has the rest):
   [proxy_plugins.headstart]
     type = "snapshot"
     address = "/run/headstart/headstart.sock"
 
 Examples:
   headstart daemon
-  headstart daemon --print-config
+  headstart daemon --config ./headstart.toml --print-config
   headstart daemon --root /mnt/nvme/headstart --log-level debug
 `,
     )

@@ -18,51 +18,65 @@ interface ImageOptions extends SourceOptions {
 }
 
 export function registerImage(program: Command): void {
-  const image = program.command("image").description("Look into an image, in any format, without pulling it.");
+  const image = program
+    .command("image")
+    .summary("look into an image without pulling it")
+    .description("Look into an image, in any format, without pulling it.")
+    .addHelpText(
+      "after",
+      "\nExamples:\n  headstart image ls HOST/REPO:TAG /etc\n  headstart image cat HOST/REPO:TAG /etc/os-release\n",
+    );
   addSourceOptions(
     image
       .command("ls <source> [path]")
+      .summary("list a directory")
       .description(
         "List a directory of the merged root file system. With an index only its table of contents is fetched.",
       )
-      .option("--json", "one object a line"),
-  ).action(async (source: string, path: string | undefined, options: ImageOptions) => {
-    await withImage(source, options, false, async (looked) => {
-      const { tree } = looked.merged;
-      const inode = findPath(tree, path ?? "/", true);
-      const lines = await linesByInode(looked);
-      const names =
-        tree.type[inode] === FileType.directory
-          ? Array.from(
-              { length: tree.childStart[inode + 1]! - tree.childStart[inode]! },
-              (_, index) => tree.childStart[inode]! + index,
-            ).map((dirent) => ({
-              name: bytesToText(childName(tree, dirent)),
-              inode: tree.childInode[dirent]!,
-            }))
-          : [{ name: path ?? "/", inode }];
-      if (options.json) {
-        for (const { name, inode: child } of names) await print(`${JSON.stringify({ name, ...lines.get(child) })}\n`);
-        return;
-      }
-      const rows = names.map(({ name, inode: child }) => {
-        const line = lines.get(child)!;
-        const target = line.target === undefined ? "" : ` -> ${line.target}`;
-        return [
-          `${line.type} ${line.mode}`,
-          `${line.uid}:${line.gid}`,
-          line.size === undefined ? "" : String(line.size),
-          timeText(line),
-          `${name}${target}`,
-        ];
+      .option("--json", "one object a line: its name, and the fields of docs/formats.md"),
+  )
+    .addHelpText(
+      "after",
+      "\nExamples:\n  headstart image ls HOST/REPO:TAG /usr/bin\n  headstart image ls oci:./layout:v1 --platform linux/arm64 --json\n",
+    )
+    .action(async (source: string, path: string | undefined, options: ImageOptions) => {
+      await withImage(source, options, false, async (looked) => {
+        const { tree } = looked.merged;
+        const inode = findPath(tree, path ?? "/", true);
+        const lines = await linesByInode(looked);
+        const names =
+          tree.type[inode] === FileType.directory
+            ? Array.from(
+                { length: tree.childStart[inode + 1]! - tree.childStart[inode]! },
+                (_, index) => tree.childStart[inode]! + index,
+              ).map((dirent) => ({
+                name: bytesToText(childName(tree, dirent)),
+                inode: tree.childInode[dirent]!,
+              }))
+            : [{ name: path ?? "/", inode }];
+        if (options.json) {
+          for (const { name, inode: child } of names) await print(`${JSON.stringify({ name, ...lines.get(child) })}\n`);
+          return;
+        }
+        const rows = names.map(({ name, inode: child }) => {
+          const line = lines.get(child)!;
+          const target = line.target === undefined ? "" : ` -> ${line.target}`;
+          return [
+            `${line.type} ${line.mode}`,
+            `${line.uid}:${line.gid}`,
+            line.size === undefined ? "" : String(line.size),
+            timeText(line),
+            `${name}${target}`,
+          ];
+        });
+        if (rows.length > 0) await print(`${formatTable([["mode", "owner", "size", "modified", "name"], ...rows])}\n`);
       });
-      if (rows.length > 0) await print(`${formatTable([["mode", "owner", "size", "modified", "name"], ...rows])}\n`);
     });
-  });
 
   addSourceOptions(
     image
       .command("tree <source>")
+      .summary("list every entry")
       .description(
         "Every entry of the merged root file system, sorted by path. With --json every layer is read whole, since contents are hashed.",
       )
@@ -88,40 +102,46 @@ export function registerImage(program: Command): void {
   addSourceOptions(
     image
       .command("cat <source> <path>")
+      .summary("print a file")
       .description(
         "Print the content of a file. With an index only the units that hold it are fetched, each verified.",
       ),
-  ).action(async (source: string, path: string, options: ImageOptions) => {
-    await withImage(source, options, false, async (looked, reader) => {
-      const inode = findPath(looked.merged.tree, path, true);
-      for await (const bytes of readContent(reader, looked, inode)) {
-        if (!process.stdout.write(bytes)) await once(process.stdout, "drain");
-      }
+  )
+    .addHelpText("after", "\nExamples:\n  headstart image cat HOST/REPO:TAG /etc/os-release\n")
+    .action(async (source: string, path: string, options: ImageOptions) => {
+      await withImage(source, options, false, async (looked, reader) => {
+        const inode = findPath(looked.merged.tree, path, true);
+        for await (const bytes of readContent(reader, looked, inode)) {
+          if (!process.stdout.write(bytes)) await once(process.stdout, "drain");
+        }
+      });
     });
-  });
 
   addSourceOptions(
     image
       .command("stat <source> <path>")
+      .summary("what is said about one path")
       .description(
         "What the image says about one path: attributes, xattrs, and the layer that it comes from. Symlinks are not followed.",
       )
-      .option("--json", "one object"),
-  ).action(async (source: string, path: string, options: ImageOptions) => {
-    await withImage(source, options, false, async (looked) => {
-      const inode = findPath(looked.merged.tree, path, false);
-      const position = looked.merged.layer[inode]!;
-      const line = {
-        ...(await linesByInode(looked)).get(inode),
-        layer: position,
-        layer_digest: looked.image.layers[position]?.digest,
-      };
-      if (options.json) await print(`${JSON.stringify(line)}\n`);
-      else
-        for (const [key, value] of Object.entries(line))
-          await print(`${key.padEnd(13)} ${typeof value === "object" ? JSON.stringify(value) : String(value)}\n`);
+      .option("--json", "one object: the fields of docs/formats.md, layer and layer_digest"),
+  )
+    .addHelpText("after", "\nExamples:\n  headstart image stat HOST/REPO:TAG /usr/bin/python3\n")
+    .action(async (source: string, path: string, options: ImageOptions) => {
+      await withImage(source, options, false, async (looked) => {
+        const inode = findPath(looked.merged.tree, path, false);
+        const position = looked.merged.layer[inode]!;
+        const line = {
+          ...(await linesByInode(looked)).get(inode),
+          layer: position,
+          layer_digest: looked.image.layers[position]?.digest,
+        };
+        if (options.json) await print(`${JSON.stringify(line)}\n`);
+        else
+          for (const [key, value] of Object.entries(line))
+            await print(`${key.padEnd(13)} ${typeof value === "object" ? JSON.stringify(value) : String(value)}\n`);
+      });
     });
-  });
 }
 
 async function withImage(

@@ -31,15 +31,16 @@ export function registerInspect(program: Command): void {
   addSourceOptions(
     program
       .command("inspect <file-or-source>")
+      .summary("decode an index, manifest or layer file")
       .description(
         "Decode a zTOC, SOCI index, prefetch artifact, OCI manifest, index or configuration, or an EROFS layer file: recognised by content.",
       )
       .option("--entries", "of a zTOC: list every entry with its spans"),
   )
-    .option("--json", "one object")
+    .option("--json", "one object; `kind` says what it was")
     .addHelpText(
       "after",
-      "\nExamples:\n  headstart inspect layer.ztoc\n  headstart inspect docker://HOST/REPO:TAG --json\n",
+      "\nExamples:\n  headstart inspect ./layer.ztoc --entries\n  headstart inspect docker://HOST/REPO:TAG --json\n",
     )
     .action(async (name: string, options: SourceOptions & { json?: boolean; entries?: boolean }) => {
       const found = isFile(name)

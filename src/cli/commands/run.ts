@@ -25,23 +25,31 @@ export function registerRun(program: Command): void {
   addSourceOptions(
     program
       .command("run <source> [command...]")
+      .summary("start a container lazily, and print what it cost")
       .description(
         "Start a container lazily under a private containerd and runc, and print what it cost, beside a plain pull of the same image.",
       )
-      .option("--ready <regexp>", "the line of output that means ready (default: the first line, or a successful end)")
+      .option("--ready <REGEXP>", "the line of output that means ready (default: the first line, or a successful end)")
       .option("--no-compare", "leave out the plain pull")
-      .option("--containerd <version>", `one of ${CONTAINERD_VERSIONS.join(", ")}`, CONTAINERD_VERSIONS[0])
-      .option("--rate <bytes>", "cap what the registry gives, in bytes a second"),
+      .option("--containerd <VERSION>", `one of ${CONTAINERD_VERSIONS.join(", ")}`, CONTAINERD_VERSIONS[0])
+      .option("--rate <BYTES>", "cap what the registry gives, in bytes a second"),
   )
     .option("--json", "the figures as one object")
     .addHelpText(
       "after",
       `
-The image is used as it is: an index that its manifest names, or one that refers to it (policy "referrers": you name the image yourself). Without an index it is pulled whole, by the same
-machinery. Needs root; Debian packages that are missing are installed. Nothing stays mounted or running.
+The image is used as it is: through an index that its manifest names, or one that
+refers to it (policy "referrers": you name the image yourself). Without an index it is
+pulled whole, by the same machinery. --json prints
+{image: {ref, digest, bytes, layers}, runs: [{mode, readyMs, pullMs, bytes, requests,
+faults}], ratio}.
+
+Needs root. Debian packages that are missing are installed. Nothing stays mounted or
+running.
 
 Examples:
   headstart run HOST/REPO:TAG -- python3 -c 'print(1)'
+  headstart run HOST/REPO:TAG --ready 'Listening on' --no-compare
   headstart run oci:./layout:v1 --rate 12500000 --json
 `,
     )

@@ -63,9 +63,10 @@ export interface LayerStatus {
 export function registerStatus(program: Command): void {
   program
     .command("status")
+    .summary("what is lazy, how far it is filled, and why not")
     .description("What is lazy, how far it is filled, and why something is not.")
     .option("--state <DIR>", "the daemon's state directory", DEFAULT_STATE)
-    .option("--json", "one object {images, layers, mounts}")
+    .option("--json", "one object {images, layers, mounts} (docs/operations.md)")
     .addHelpText(
       "after",
       "\nExamples:\n  headstart status\n  headstart status --json | jq '.layers[] | select(.state != \"sealed\")'\n",
