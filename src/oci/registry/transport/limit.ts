@@ -8,6 +8,8 @@ import type { Transport, TransportRequest, TransportResponse } from "./transport
 
 /** Good answers in a row before one more request is allowed. */
 const RAISE_AFTER = 32;
+/** Never fewer: registries limit requests in a time rather than at once, and one silent answer must not hold up all others. */
+const REQUESTS_MIN = 4;
 /** Requests that were under way together are refused together: they count as one refusal. */
 const HALVE_EVERY_MS = 1000;
 
@@ -67,7 +69,7 @@ export class HostGate {
     this.#good = 0;
     if (now - this.#halvedAt < HALVE_EVERY_MS) return;
     this.#halvedAt = now;
-    this.#max = Math.max(1, Math.floor(this.#max / 2));
+    this.#max = Math.max(Math.min(REQUESTS_MIN, this.ceiling), Math.floor(this.#max / 2));
   }
 
   accepted(): void {

@@ -100,20 +100,20 @@ test("a back-off stays between half and the whole of its ceiling", () => {
   }
 });
 
-test("a 429 halves what may run at once, good answers raise it again", async () => {
+test("a 429 halves what may run at once, down to a few, and good answers raise it again", async () => {
   let now = 0;
-  const gate = new HostGate(8, { ...systemClock, monotonic: () => now });
+  const gate = new HostGate(12, { ...systemClock, monotonic: () => now });
   let status = 429;
   const transport = withLimit({ send: async () => answer(status) }, () => gate);
   const send = async () => (await transport.send(REQUEST)).discard();
   await Promise.all([send(), send(), send()]);
-  assert.equal(gate.max, 4, "refusals of one moment count once");
+  assert.equal(gate.max, 6, "refusals of one moment count once");
   now = 2000;
   await send();
-  assert.equal(gate.max, 2);
+  assert.equal(gate.max, 4);
   status = 200;
   for (let index = 0; index < 32; index++) await send();
-  assert.equal(gate.max, 3);
+  assert.equal(gate.max, 5);
   assert.equal(gate.running, 0);
 });
 
