@@ -33,7 +33,9 @@ export function layerProvider({ images, store, mounts, chains, ladder }: LayerPr
     },
     async lowers(owner: string, chain: readonly ChainElement[], { signal }: { signal?: AbortSignal }) {
       const elements = await Promise.all(chain.map((part) => element(part, signal)));
-      return await chains.lowersFor(owner, elements, { signal });
+      const lowers = await chains.lowersFor(owner, elements, { signal });
+      images.maker.mounted(elements.flatMap((each) => (each.kind === "layer" ? [each.layer.id] : [])));
+      return lowers;
     },
     release: (owner) => mounts.release(owner),
     async usage(layer: LayerId) {

@@ -64,6 +64,9 @@ export interface SchedulerStatistics {
   readonly waiting: number;
 }
 
+/** A start that keeps faulting must not keep finished layers from being sealed for ever. */
+const QUIET_WAIT_MS_MAX = 30_000;
+
 interface Wanted {
   readonly blob: Digest;
   readonly start: number;
@@ -188,6 +191,17 @@ export class FetchScheduler implements UnitFetcher {
       if (options.priority === "demand") this.#window.demand();
       this.#dispatchSoon();
     });
+  }
+
+  /** A container is about to read: whatever the background does now must leave it the link. */
+  expectDemand(): void {
+    this.#window.demand();
+  }
+
+  async whenQuiet(signal: AbortSignal): Promise<void> {
+    const deadline = this.#clock.monotonic() + QUIET_WAIT_MS_MAX;
+    while (this.#window.quietInMs > 0 && this.#clock.monotonic() < deadline)
+      await this.#clock.sleep(this.#window.quietInMs, signal);
   }
 
   promote(range: StoredRange, priority: Priority): void {

@@ -38,6 +38,11 @@ export class BackgroundWindow {
     this.#demandAtMs = this.#clock.monotonic();
   }
 
+  /** Milliseconds until nobody will have waited for a while; 0: it is so now. */
+  get quietInMs(): number {
+    return Math.max(0, this.#demandAtMs + QUIET_MS - this.#clock.monotonic());
+  }
+
   /** A request of the background has ended well, and nobody came to wait for a unit of it. */
   completed(): void {
     if (this.#clock.monotonic() - this.#demandAtMs < QUIET_MS) return;

@@ -39,6 +39,8 @@ export class LayerMaker {
   readonly #pulls: Limit;
   /** Each ends the use of a blob's source, by layer and reference. */
   readonly #sources = new Map<number, Map<string, () => void>>();
+  /** Layers whose completion waits for their first mount. */
+  readonly #waiting = new Map<number, { readonly layer: LayerImage; readonly timer: NodeJS.Timeout }>();
   /** What went wrong last, by layer, for the status. */
   readonly #failures = new Map<number, string>();
   /** Layers whose index was found bad, and why. */
@@ -98,6 +100,8 @@ export class LayerMaker {
       .join(id, () => Promise.reject(new HeadstartError("HS_CANCELED", { what: `layer ${id} is being removed` })))
       .catch(() => {});
     this.#endSources(id);
+    clearTimeout(this.#waiting.get(id)?.timer);
+    this.#waiting.delete(id);
     this.#failures.delete(id);
     this.#refused.delete(id);
     await this.#options.store.remove(id);
@@ -232,7 +236,27 @@ export class LayerMaker {
         if (!isHeadstartError(error, "HS_LAYER_BROKEN")) end();
       });
     }
-    if (this.#options.background) layer.startBackground();
+    if (this.#options.background && layer.state.t === "lazy" && !this.#waiting.has(layer.id)) {
+      // nobody may ever mount it: a pull ahead of time
+      const timer = setTimeout(() => this.#complete(layer.id), UNMOUNTED_MS).unref();
+      this.#waiting.set(layer.id, { layer, timer });
+    }
+  }
+
+  /**
+   * These layers are mounted: from now on they are completed in the background. Not before: until a container can read, the link belongs to the tables of its other layers.
+   */
+  mounted(ids: readonly number[]): void {
+    this.#options.scheduler.expectDemand();
+    for (const id of ids) this.#complete(id);
+  }
+
+  #complete(id: number): void {
+    const waiting = this.#waiting.get(id);
+    if (waiting === undefined) return;
+    clearTimeout(waiting.timer);
+    this.#waiting.delete(id);
+    waiting.layer.startBackground();
   }
 
   /** Another image holds the same layer: its repository and credentials are the fresher ones. */
@@ -265,6 +289,9 @@ export class LayerMaker {
     this.#sources.delete(id);
   }
 }
+
+/** After this a layer that was pulled but not mounted is completed all the same. */
+const UNMOUNTED_MS = 10_000;
 
 /** A prefetch artifact: a few ranges. */
 const EXTRA_BYTES_MAX = 8 * 1024 * 1024;

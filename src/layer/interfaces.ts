@@ -34,6 +34,8 @@ export interface UnitFetcher {
   ): Promise<Uint8Array>;
   /** A more urgent caller joined work that is under way for this range. */
   promote(range: StoredRange, priority: Priority): void;
+  /** Resolves when nobody has waited for a unit for a while, or after long enough: work that only completes a layer leaves the processor to starts. Left out: at once. */
+  whenQuiet?(signal: AbortSignal): Promise<void>;
 }
 
 /** A stored blob as one stream, for eager pulls. Resumable: a reader that failed asks again from where it stood. */

@@ -58,6 +58,8 @@ export interface LayerHost {
   /** Makes the row durable, then removes what a sealed layer does not need. */
   dropHelpers(layer: LayerImage): Promise<void>;
   treePath(layer: LayerImage): string;
+  /** Waits for a good time for `checkWhole`: it reads and hashes the whole layer. */
+  whenQuiet(signal: AbortSignal): Promise<void>;
   checkWhole(request: SealRequest, signal: AbortSignal): Promise<void>;
   readTree(layer: LayerImage): Promise<FileTree>;
   onIndexFailure(layer: LayerImage, error: HeadstartError): void;
@@ -294,6 +296,7 @@ export class LayerImage implements AsyncDisposable {
         clock: this.#host.clock,
         signal,
       });
+      await this.#host.whenQuiet(signal);
       this.become({ t: "verifying" });
       await this.#checkWhole(lazy, signal);
       await this.#host.makeDurable(this);

@@ -100,6 +100,7 @@ export class LayerStore implements AsyncDisposable {
         await this.#dropHelpers(layer.id);
       },
       treePath: (layer) => this.#file(layer.id, "tree"),
+      whenQuiet: async (signal) => await options.fetcher.whenQuiet?.(signal),
       checkWhole: async (request, signal) => {
         await this.#workers.run({ t: "seal", request }, { signal });
       },
