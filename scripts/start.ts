@@ -26,7 +26,7 @@ const PACKAGES = ["runc", "containerd", "docker-registry", "mmdebstrap", "busybo
 const NAME = "python-app";
 /** 200 Mbit/s: over an uncapped loopback the background fill would have fetched everything before the container is ready. */
 const RATE = 25_000_000;
-const SPAN_SIZE = 1024 * 1024;
+const SPAN_SIZE = 2 * 1024 * 1024;
 const PROGRAM = `
 import asyncio, decimal, http.server, json, sqlite3, ssl, sys
 answer = sqlite3.connect(":memory:").execute("select 6 * 7").fetchone()[0]
