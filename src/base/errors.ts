@@ -182,6 +182,8 @@ export function isHeadstartError(error: unknown, ...codes: readonly ErrorCode[])
   return error instanceof HeadstartError && (codes.length === 0 || codes.includes(error.code));
 }
 
+const SQLITE_FULL = 13;
+
 /** The kind of any thrown value: an AbortError is canceled, ENOSPC and EDQUOT are exhausted, unknown ones internal. */
 export function kindOf(error: unknown): ErrorKind {
   if (error instanceof HeadstartError) return error.kind;
@@ -190,6 +192,8 @@ export function kindOf(error: unknown): ErrorKind {
     const errno = (error as NodeJS.ErrnoException).code;
     if (errno === "ENOSPC" || errno === "EDQUOT") return "exhausted";
     if (errno === "ENOENT") return "not-found";
+    // node:sqlite: the low byte is the primary result code
+    if (((error as { errcode?: number }).errcode ?? 0) % 256 === SQLITE_FULL) return "exhausted";
   }
   return "internal";
 }

@@ -11,7 +11,7 @@
  */
 
 import { execFile } from "node:child_process";
-import { closeSync, constants, ftruncateSync, mkdirSync, openSync, rmSync } from "node:fs";
+import { closeSync, constants, ftruncateSync, mkdirSync, openSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -127,16 +127,14 @@ async function hasErofs(): Promise<boolean> {
   return await known();
 }
 
-/** One directory with one file, written like any layer. */
+/** One directory with one file, written like any layer. It stays, and is written over the next time: so a start on a full disk needs no room. */
 class ProbeImage implements AsyncDisposable {
   readonly path: string;
   readonly target: string;
-  readonly #directory: string;
   readonly #fd: number;
   readonly #size: number;
 
   private constructor(directory: string, fd: number, size: number) {
-    this.#directory = directory;
     this.path = join(directory, "image");
     this.target = join(directory, "mnt");
     this.#fd = fd;
@@ -148,7 +146,6 @@ class ProbeImage implements AsyncDisposable {
     const target = join(directory, "mnt");
     // a predecessor that was killed while it probed
     while (findMount(readMountInfo(), target) !== undefined) await unmountAsync(target, UnmountFlag.detach);
-    rmSync(directory, { recursive: true, force: true });
     mkdirSync(target, { recursive: true, mode: 0o700 });
     const builder = new FileTreeBuilder({ mode: 0o755, uid: 0, gid: 0, mtimeSeconds: 0, mtimeNanoseconds: 0 });
     const hello = builder.addInode({
@@ -163,7 +160,7 @@ class ProbeImage implements AsyncDisposable {
     });
     builder.addName(0, Buffer.from("hello.txt"), hello);
     const layout = layoutLazy(builder.finish(), { uuid: new Uint8Array(16).fill(1) });
-    const fd = openSync(join(directory, "image"), constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC, 0o600);
+    const fd = openSync(join(directory, "image"), constants.O_RDWR | constants.O_CREAT, 0o600);
     ftruncateSync(fd, layout.size);
     for (const part of layout.parts) writeFully(fd, part.bytes, part.offset);
     writeFully(fd, Buffer.from(HELLO), layout.placement.fileOffset[0]!);
@@ -195,6 +192,5 @@ class ProbeImage implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     closeSync(this.#fd);
-    rmSync(this.#directory, { recursive: true, force: true });
   }
 }

@@ -31,5 +31,11 @@ export function toConnectError(error: unknown): ConnectError {
   // a blob that a registry does not have is no missing snapshot: containerd would start its own repairs on NOT_FOUND
   const code =
     ABOUT_THE_SNAPSHOT.has(kind) && !ours ? (kind === "not-found" ? Code.Unavailable : Code.Internal) : CODES[kind];
-  return new ConnectError(describeError(error), code, undefined, undefined, error);
+  // containerd shows its users nothing but the text
+  const named = kind === "exhausted" && !(error instanceof HeadstartError) ? fullDisk(error) : error;
+  return new ConnectError(describeError(named), code, undefined, undefined, error);
+}
+
+function fullDisk(cause: unknown): HeadstartError {
+  return new HeadstartError("HS_DISK_FULL", { what: "a snapshot cannot be written", cause });
 }

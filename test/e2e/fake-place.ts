@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { type CriPod, readCriLog } from "../../src/sandbox/cri-client.ts";
 import { layerOf } from "../../src/sandbox/image-builder.ts";
 import { leftSince, takeInventory } from "../../src/sandbox/inventory.ts";
@@ -81,6 +82,19 @@ export class FakePlace implements AsyncDisposable {
     const registry = this.#stack.use(await FakeRegistry.start(options));
     this.#others.push(registry.host);
     return registry;
+  }
+
+  /** Repeats `check` until it passes or ten seconds are over. */
+  async eventually(check: () => Promise<void>): Promise<void> {
+    const deadline = Date.now() + 10_000;
+    for (;;) {
+      try {
+        return await check();
+      } catch (error) {
+        if (Date.now() > deadline) throw error;
+        await sleep(100);
+      }
+    }
   }
 
   use<T extends AsyncDisposable | Disposable | null | undefined>(part: T): T {

