@@ -7,7 +7,7 @@ import { mkdirSync, readFileSync } from "node:fs";
 import { connect as connectSocket } from "node:net";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
-import { type Client, Code, ConnectError, createClient } from "@connectrpc/connect";
+import { type Client, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
 import { systemClock } from "../base/clock.ts";
 import { HeadstartError } from "../base/errors.ts";
@@ -59,6 +59,8 @@ const NAMESPACES = { network: NamespaceMode.NODE, pid: NamespaceMode.CONTAINER, 
 export class CriClient {
   readonly #manager: Http2SessionManager;
   readonly #places: CriPlaces;
+  /** To containerd's socket, for its own services too. */
+  readonly transport: Transport;
   readonly runtime: Client<typeof RuntimeService>;
   readonly images: Client<typeof ImageService>;
   #counter = 0;
@@ -67,9 +69,9 @@ export class CriClient {
   constructor(socket: string, places: CriPlaces) {
     this.#places = places;
     this.#manager = new Http2SessionManager("http://localhost", {}, { createConnection: () => connectSocket(socket) });
-    const transport = createGrpcTransport({ baseUrl: "http://localhost", sessionManager: this.#manager });
-    this.runtime = createClient(RuntimeService, transport);
-    this.images = createClient(ImageService, transport);
+    this.transport = createGrpcTransport({ baseUrl: "http://localhost", sessionManager: this.#manager });
+    this.runtime = createClient(RuntimeService, this.transport);
+    this.images = createClient(ImageService, this.transport);
   }
 
   /** Fails unless containerd and its CRI plugin answer. */

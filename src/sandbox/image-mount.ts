@@ -4,26 +4,28 @@
  */
 
 import { mkdir, rmdir } from "node:fs/promises";
+import { createClient } from "@connectrpc/connect";
 import { HeadstartError } from "../base/errors.ts";
-import { MountFlag, mountAsync, UnmountFlag, unmountAsync } from "../linux/mount.ts";
+import { Snapshots } from "../gen/github.com/containerd/containerd/api/services/snapshots/v1/snapshots_pb.ts";
+import { MountFlag, type MountRequest, mountAsync, UnmountFlag, unmountAsync } from "../linux/mount.ts";
 import type { SandboxNode } from "./node.ts";
 
-const CRI_NAMESPACE = "k8s.io";
+const CALL = { headers: { "containerd-namespace": "k8s.io" }, timeoutMs: 60_000 };
 
-/** Mounts an image that CRI has pulled at `target`, which is made, until the result is disposed of. Throws HS_CHILD_FAILED, HS_MOUNT, HS_SYSCALL. */
+/** Mounts an image that CRI has pulled at `target`, which is made, until the result is disposed of. Throws HS_MOUNT, HS_SYSCALL. */
 export async function mountCriImage(node: SandboxNode, image: string, target: string): Promise<AsyncDisposable> {
-  const chainID = await node.cri.chainID(image);
-  const ctr = node.ctr.in(CRI_NAMESPACE);
-  const snapshots = ["snapshots", "--snapshotter", node.snapshotter];
+  const { snapshotter } = node;
+  const parent = await node.cri.chainID(image);
+  const snapshots = createClient(Snapshots, node.cri.transport);
   const key = `tree-${process.pid}-${target.replaceAll("/", "-")}`;
-  await mkdir(target, { recursive: true });
-  await ctr.call([...snapshots, "view", key, chainID]);
   // nothing refers to it: without this the next garbage collection takes it away
-  await ctr.call([...snapshots, "label", key, `containerd.io/gc.root=${new Date().toISOString()}`]);
-  const remove = () => ctr.call([...snapshots, "remove", key]);
+  const labels = { "containerd.io/gc.root": new Date().toISOString() };
+  await mkdir(target, { recursive: true });
+  const { mounts } = await snapshots.view({ snapshotter, key, parent, labels }, CALL);
+  const remove = () => snapshots.remove({ snapshotter, key }, CALL);
   try {
-    const { stdout } = await ctr.call([...snapshots, "mounts", target, key]);
-    await mountAsync(parseMountCommand(stdout, target));
+    if (mounts.length !== 1) throw new HeadstartError("HS_MOUNT", { what: `${image}: ${mounts.length} mounts` });
+    await mountAsync(mountRequest(mounts[0]!, target));
   } catch (error) {
     await remove();
     throw error;
@@ -37,16 +39,14 @@ export async function mountCriImage(node: SandboxNode, image: string, target: st
   };
 }
 
-/** "mount -t overlay overlay /target -o index=off,lowerdir=/a:/b", as ctr prints it. Throws HS_MOUNT. */
-export function parseMountCommand(text: string, target: string) {
-  const lines = text.trim().split("\n");
-  const [, type, source, options] = /^mount -t (\S+) (\S+) \S+ -o (\S+)$/.exec(lines[0]!.trim()) ?? [];
-  if (lines.length !== 1 || type === undefined || source === undefined || options === undefined) {
-    throw new HeadstartError("HS_MOUNT", { what: `ctr's mount command: ${text.slice(0, 300)}` });
-  }
-  const words = options.split(",");
-  const bind = type === "bind" || words.includes("rbind") || words.includes("bind");
-  const data = words.filter((word) => !["ro", "rw", "bind", "rbind"].includes(word)).join(",");
+/** containerd's mount (specs/containerd.md 5.1) as a call of mount(2). */
+export function mountRequest(
+  mount: { readonly type: string; readonly source: string; readonly options: readonly string[] },
+  target: string,
+): MountRequest {
+  const { type, source, options } = mount;
+  const bind = type === "bind" || options.includes("rbind") || options.includes("bind");
+  const data = options.filter((word) => !["ro", "rw", "bind", "rbind"].includes(word)).join(",");
   const flags = bind ? MountFlag.bind | MountFlag.recursive : MountFlag.readOnly;
   return { source, target, type: bind ? "" : type, flags, data };
 }

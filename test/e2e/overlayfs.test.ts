@@ -57,10 +57,8 @@ test("a containerd that is stopped while containers run takes them along", async
 
 test("python3 prints and a redis server answers after a plain pull", async () => {
   await using place = await Place.make();
-  await pythonImage(place.layout);
-  await redisImage(place.layout);
-  const python = pythonWorkload(await place.push(place.layout, "python"));
-  const redis = await redisWorkload(await place.push(place.layout, "redis"));
+  const python = pythonWorkload(await place.push(await pythonImage(), "python"));
+  const redis = await redisWorkload(await place.push(await redisImage(), "redis"));
   const { cri } = await place.node({ version: "2.1.9" });
   const pod = await cri.runPod("workloads");
   const started = await startWorkload(cri, pod, python);

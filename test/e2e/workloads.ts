@@ -1,7 +1,9 @@
 /** The real images of the end-to-end tests, built once and cached, and what makes them ready. */
 
+import { createCipheriv } from "node:crypto";
 import type { AddressInfo } from "node:net";
 import { createServer } from "node:net";
+import { cachedDirectory } from "../../src/sandbox/cache.ts";
 import { writeDebianImage } from "../../src/sandbox/debian-image.ts";
 import { prints, redisAnswers, type Workload } from "../../src/sandbox/ready.ts";
 
@@ -11,11 +13,20 @@ db = sqlite3.connect(":memory:")
 print("python", sys.version.split()[0], "ready", db.execute("select 6*7").fetchone()[0], flush=True)
 `;
 
-/** python3 that imports a part of its library and prints. */
-export async function pythonImage(layout: string): Promise<void> {
-  const application = [{ path: "app/" }, { path: "app/main.py", data: PROGRAM }];
-  const command = ["/usr/bin/python3", "/app/main.py"];
-  await writeDebianImage(layout, { name: "python", layers: ["python"], application, command });
+/** Files that no start touches: models, fixtures, the other languages' catalogues. Random, so that it stays this large in the registry. */
+const DATA_BYTES = 64 * 1024 * 1024;
+
+/** python3 that imports a part of its library and prints, and an application with much data. Returns the layout, which has it as "python". */
+export function pythonImage(): Promise<string> {
+  return cachedDirectory(`e2e/python-1-${process.arch}`, async (layout) => {
+    const data = createCipheriv("aes-128-ctr", Buffer.alloc(16), Buffer.alloc(16)).update(Buffer.alloc(DATA_BYTES));
+    const application = [
+      { path: "app/main.py", data: PROGRAM },
+      { path: "app/data.bin", data },
+    ];
+    const command = ["/usr/bin/python3", "/app/main.py"];
+    await writeDebianImage(layout, { name: "python", layers: ["python"], application, command });
+  });
 }
 
 export function pythonWorkload(image: string): Workload {
@@ -23,8 +34,10 @@ export function pythonWorkload(image: string): Workload {
 }
 
 /** redis; it shares its lowest layer with the python image. */
-export async function redisImage(layout: string): Promise<void> {
-  await writeDebianImage(layout, { name: "redis", layers: ["redis"], application: [{ path: "data/" }] });
+export function redisImage(): Promise<string> {
+  return cachedDirectory(`e2e/redis-1-${process.arch}`, (layout) =>
+    writeDebianImage(layout, { name: "redis", layers: ["redis"], application: [{ path: "data/" }] }),
+  );
 }
 
 export async function redisWorkload(image: string): Promise<Workload> {
