@@ -5,9 +5,10 @@
  *   main.ts [--config FILE] [--overrides JSON]
  */
 
-import { readFileSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { parseArgs } from "node:util";
+import { bootId } from "../base/boot.ts";
 import { describeError, HeadstartError } from "../base/errors.ts";
 import { makePrivateDirectory } from "../base/files.ts";
 import { impliedLower } from "../erofs/overlay.ts";
@@ -24,7 +25,7 @@ import { Registry } from "../oci/registry/registry.ts";
 import { ContainerdClient } from "../snapshotter/containerd.ts";
 import { ContainerdContent } from "../snapshotter/content.ts";
 import { serveSnapshotter } from "../snapshotter/server.ts";
-import { openSnapshotter } from "../snapshotter/snapshotter.ts";
+import { openSnapshotter, type Snapshotter } from "../snapshotter/snapshotter.ts";
 import { type DaemonConfig, type LoadedConfig, loadConfig } from "./config.ts";
 import { layerProvider } from "./layer-provider.ts";
 import { Observer } from "./observe.ts";
@@ -47,7 +48,7 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
   const store = parts.use(
     await LayerStore.open(config.root, {
       fetcher: scheduler,
-      bootId: readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim(),
+      bootId: bootId(),
       deadlineMs: config.fetch.demand_timeout_seconds * 1000,
       // the next container that wants the layer gets a whole one
       onIndexFailure: (layer) => images.maker.start(layer.id),
@@ -114,14 +115,22 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
   };
   // containers may be waiting for holes of these right now
   await Promise.all([...new Set([...mounts.needed, ...askedEarly])].map(serveAgain));
+  const opened = Promise.withResolvers<Snapshotter>();
   const snapshotter = parts.use(
     await openSnapshotter({
       root: config.root,
       provider: layerProvider({ images, store, mounts, chains, ladder }),
       containerdVersion: (signal) => containerd.version(signal),
-      onRecovered: () => mounts.reap(),
+      onRecovered: async () => {
+        await mounts.reap();
+        // pulls that the end of the last process cut off go on, for containers that come later
+        const rows = (await opened.promise).status();
+        const claimed = new Set(rows.flatMap(({ layer }) => (layer === null ? [] : [layer])));
+        if (config.fetch.background) for (const layer of claimed) images.maker.start(layer);
+      },
     }),
   );
+  opened.resolve(snapshotter);
   parts.use(await serveSnapshotter({ snapshotter, address: config.address }));
 
   observer.gauge("layers", "Layers in the store", () => store.list().length);

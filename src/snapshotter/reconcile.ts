@@ -12,7 +12,7 @@
  * there are none; `lowers` is called when containerd asks for mounts.
  */
 
-import { readFileSync } from "node:fs";
+import { bootId } from "../base/boot.ts";
 import { describeError, kindOf } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import type { SnapshotDirectories } from "./directories.ts";
@@ -53,10 +53,9 @@ export async function reconcileLayers(
 }
 
 /** True when this process runs in the boot that the last one ran in; remembers the present one. */
-export function isSameBoot(store: SnapshotStore, bootIdFile = "/proc/sys/kernel/random/boot_id"): boolean {
-  const bootId = readFileSync(bootIdFile, "utf8").trim();
-  if (store.fact(BOOT_FACT) === bootId) return true;
-  store.setFact(BOOT_FACT, bootId);
+export function isSameBoot(store: SnapshotStore, now: string = bootId()): boolean {
+  if (store.fact(BOOT_FACT) === now) return true;
+  store.setFact(BOOT_FACT, now);
   return false;
 }
 
