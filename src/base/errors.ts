@@ -90,6 +90,10 @@ export const ERRORS = {
     kind: "corrupt",
     hint: "the index was made for another layer; make it again with `headstart index create`",
   },
+  HS_NYDUS_INVALID: {
+    kind: "corrupt",
+    hint: "the Nydus bootstrap or blob is not sound; convert the image again",
+  },
   HS_FORMAT_UNSUPPORTED: { kind: "unsupported", hint: "this format or version is not supported; see docs/formats.md" },
   HS_NOTHING_TO_INDEX: {
     kind: "invalid",
@@ -141,6 +145,16 @@ export const ERRORS = {
     kind: "unsupported",
     hint: "the state was written by a newer headstart; install that version again",
   },
+  // volume
+  HS_OUTPUT_EXISTS: { kind: "already-exists", hint: "name a path that does not exist: nothing is ever written over" },
+  HS_NEEDS_ROOT: { kind: "denied", hint: "run it as root" },
+  HS_EXT4_LIMIT: {
+    kind: "unsupported",
+    hint: "the image holds something that ext4 cannot represent; take it out, or use layout containerd",
+  },
+  HS_EXT4_FULL: { kind: "exhausted", hint: "choose a larger --size, or --size auto" },
+  HS_EXT4_INVALID: { kind: "corrupt", hint: "the file system is damaged; build the volume again" },
+  HS_GPT_INVALID: { kind: "corrupt", hint: "the partition table is damaged; build the volume again" },
   // sandbox, cli
   HS_TOOL_MISSING: { kind: "unavailable", hint: "install the named Debian package" },
   HS_CHILD_FAILED: { kind: "internal", hint: "a program that headstart started failed; its last lines are above" },

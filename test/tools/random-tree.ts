@@ -92,7 +92,7 @@ function attributes(random: Random): Pick<InodeFields, "mode" | "uid" | "gid" | 
   };
 }
 
-function xattrs(random: Random, type: FileType): { name: Uint8Array; value: Uint8Array }[] {
+function xattrs(random: Random, type: FileType, largeBytes: number): { name: Uint8Array; value: Uint8Array }[] {
   if (random.chance(0.75)) return [];
   const found = new Map<string, Uint8Array>();
   if (type === FileType.regular || type === FileType.directory) {
@@ -102,7 +102,7 @@ function xattrs(random: Random, type: FileType): { name: Uint8Array; value: Uint
         fillFromAddress(Buffer.alloc(random.below(60)), count),
       );
     }
-    if (random.chance(0.05)) found.set("user.large", fillFromAddress(Buffer.alloc(9000), 5));
+    if (random.chance(0.05)) found.set("user.large", fillFromAddress(Buffer.alloc(largeBytes), 5));
     if (random.chance(0.3)) found.set("system.posix_acl_access", acl());
   }
   if (type === FileType.regular && random.chance(0.3)) found.set("security.capability", CAPABILITY);
@@ -114,9 +114,10 @@ function xattrs(random: Random, type: FileType): { name: Uint8Array; value: Uint
 
 /**
  * Some `entries` inodes: deep and wide directories, odd and long names, hard links to files of all kinds, devices, whiteouts, fifos, sockets, symlinks
- * up to 4095 bytes, xattrs, ACLs, capabilities, empty files, sparse ones (over 4 GiB with `large`). Addresses are of one stream with gaps, as a tar has.
+ * up to 4095 bytes, xattrs, ACLs, capabilities, empty files, sparse ones (over 4 GiB with `large`). Large xattrs have
+ * `xattrBytes`: ext4 takes less than EROFS. Addresses are of one stream with gaps, as a tar has.
  */
-export function randomTree(seed: number, options: { entries: number; large?: boolean }): FileTree {
+export function randomTree(seed: number, options: { entries: number; large?: boolean; xattrBytes?: number }): FileTree {
   const random = seeded(seed);
   const builder = new FileTreeBuilder(attributes(random));
   const taken: { names: Set<string>; path: number }[] = [{ names: new Set(), path: 0 }];
@@ -160,7 +161,11 @@ export function randomTree(seed: number, options: { entries: number; large?: boo
     }
     const type = random.pick([1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7, 7] as const);
     const depthLeft = 3000 - taken[directory]!.path - name.length - 1;
-    const common = { type: type as FileType, ...attributes(random), xattrs: xattrs(random, type) };
+    const common = {
+      type: type as FileType,
+      ...attributes(random),
+      xattrs: xattrs(random, type, options.xattrBytes ?? 9000),
+    };
     let inode: number;
     if (type === FileType.directory && depthLeft > 300) {
       inode = builder.addInode({ ...common, implied: random.chance(0.1), impliedFirst: random.chance(0.1) });

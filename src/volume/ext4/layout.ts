@@ -1,0 +1,604 @@
+/**
+ * Lays a FileTree out as an ext4 file system: inode numbers, blocks and extents of everything, as data. The first of two passes; write.ts emits. Pure: no clock, no
+ * randomness, no contents; the same tree and options give the same layout.
+ *
+ * Placement is by region. A region is a list of the tree's inodes that lie together, begins and ends on 512 KiB and has a run of inode numbers of its own; no
+ * other region's blocks lie in it. A region that is given the place an earlier layout reported lands on the same blocks and inodes again, whatever became of the others.
+ * Within a region: xattr blocks, directories and long symlinks, then files in the order listed, each with its extent blocks behind it.
+ *
+ * What no segment of a file covers is a hole and costs nothing.
+ */
+
+import { createHash } from "node:crypto";
+import { HeadstartError } from "../../base/errors.ts";
+import { alignUp } from "../../base/ranges.ts";
+import { childName, type FileTree, FileType } from "../../erofs/file-tree.ts";
+import { type DirectoryPlan, planDirectory } from "./directory.ts";
+import { type Extent, extentNodeCount } from "./extents.ts";
+import { beyondExt4, tooSmall } from "./failures.ts";
+import { type Geometry, geometryOf, type Range, REGION_ALIGN } from "./geometry.ts";
+import { hashState } from "./hash.ts";
+import {
+  BLOCK,
+  BLOCKS_PER_GROUP,
+  EXTENT_BLOCKS_MAX,
+  FIRST_INODE,
+  INODES_PER_BLOCK,
+  LINKS_MAX,
+  LOST_FOUND_INODE,
+  ROOT_INODE,
+} from "./ondisk.ts";
+import { treePath } from "./tree-path.ts";
+import { fitsInode, xattrBlock, xattrEntries } from "./xattr.ts";
+
+export interface RegionPlace {
+  /** A multiple of 128. */
+  readonly startBlock: number;
+  readonly blockCount: number;
+  readonly firstInode: number;
+  readonly inodeCount: number;
+}
+
+export interface RegionRequest {
+  /** Inodes of the tree in the order of their data. None stands in two regions, and the root in none. */
+  readonly inodes: ArrayLike<number>;
+  /** Where an earlier layout put it. Without: the first free place that fits. */
+  readonly place?: RegionPlace | undefined;
+}
+
+export interface Ext4Options {
+  /** Bytes of the image; or as many as are needed, plus `free`, rounded up to a multiple of `unit`. */
+  readonly size: number | { readonly free: number; readonly unit: number };
+  /** 16 bytes each. */
+  readonly uuid: Uint8Array;
+  readonly hashSeed: Uint8Array;
+  /** Seconds since 1970: when the file system was made. */
+  readonly time: number;
+  readonly regions?: readonly RegionRequest[] | undefined;
+  /** Place of what stands in no region: the root, and lost+found. */
+  readonly restPlace?: RegionPlace | undefined;
+  readonly inodesPerGroup?: number | undefined;
+  readonly growthCeiling?: number | undefined;
+  readonly journalBlocks?: number | undefined;
+}
+
+export interface XattrBlock {
+  readonly block: number;
+  /** Tree inode that shows what is in it. */
+  readonly inode: number;
+  refcount: number;
+}
+
+export interface Region {
+  readonly place: RegionPlace;
+  readonly inodes: ArrayLike<number>;
+  readonly xattrBlocks: readonly XattrBlock[];
+  /** Of the rest only: lost+found, when the tree has none. */
+  readonly lostFound: readonly Extent[];
+}
+
+export interface Ext4Layout {
+  readonly tree: FileTree;
+  readonly options: Ext4Options;
+  /** Bytes of the image; the file system may be a little shorter. */
+  readonly size: number;
+  readonly geometry: Geometry;
+  /** The rest first, then the regions in the order of the request. */
+  readonly regions: readonly Region[];
+  /** Inode number of each tree inode. */
+  readonly inodeOf: Uint32Array;
+  /** Tree inode of each inode number, -1: none. Index 0 is not used. */
+  readonly treeInodeOf: Int32Array;
+  /** Block of the xattrs of each tree inode, 0: none or in the inode. */
+  readonly xattrBlockOf: Uint32Array;
+  /** Link count of each tree inode as ext4 says it. */
+  readonly linksOf: Uint32Array;
+  /** Tree inode 0 contains lost+found, as this tree inode; -1: we make one. */
+  readonly lostFoundTreeInode: number;
+  readonly hashStart: Int32Array;
+  extentsOf(treeInode: number): readonly Extent[];
+  /** Blocks of the extent tree beside the inode. */
+  nodesOf(treeInode: number): readonly number[];
+  namesOf(directory: number): Uint8Array[];
+  directoryPlan(directory: number): DirectoryPlan;
+  /** Blocks in use, ascending by first use: what the bitmaps say. */
+  readonly used: readonly Range[];
+}
+
+const LOST_FOUND = Buffer.from("lost+found");
+const LOST_FOUND_BLOCKS = 4;
+const FAST_SYMLINK_MAX = 59;
+const SYMLINK_MAX = 4095;
+const FILE_BLOCKS_MAX = 2 ** 32 - 1;
+const MAJOR_MAX = 0xfff;
+const MINOR_MAX = 0xfffff;
+const SECONDS_MIN = -(2 ** 31);
+const SECONDS_MAX = 2 ** 34 - 2 ** 31 - 1;
+/** A region of more inodes than this begins on 512 KiB of inode table. */
+const LARGE_REGION_INODES = 1000;
+const INODES_PER_REGION_BLOCK = REGION_ALIGN * INODES_PER_BLOCK;
+const SIZE_ATTEMPTS_MAX = 64;
+
+/**
+ * Throws HS_EXT4_LIMIT for what ext4 cannot hold (with its path), HS_EXT4_FULL when it does not fit, HS_INTERNAL for a request that contradicts itself.
+ */
+export function layoutExt4(tree: FileTree, options: Ext4Options): Ext4Layout {
+  const plan = new TreePlan(tree, options);
+  const { size } = options;
+  if (typeof size === "number") return plan.place(size);
+  let bytes = alignUp(plan.blocksAtLeast * BLOCK + size.free, size.unit);
+  for (let attempt = 0; ; attempt++) {
+    try {
+      const layout = plan.place(bytes);
+      const missing = size.free - freeBytes(layout);
+      if (missing <= 0 || attempt === SIZE_ATTEMPTS_MAX) return layout;
+      bytes += alignUp(missing, size.unit);
+    } catch (error) {
+      const grow = error instanceof HeadstartError && error.code === "HS_EXT4_FULL" && attempt < SIZE_ATTEMPTS_MAX;
+      if (!grow) throw error;
+      bytes += alignUp(Math.max(1, Math.ceil(bytes / 64)), size.unit);
+    }
+  }
+}
+
+function freeBytes(layout: Ext4Layout): number {
+  let free = layout.geometry.blocks;
+  for (const { start, end } of layout.used) free -= end - start;
+  return free * BLOCK;
+}
+
+interface PlannedRegion {
+  readonly inodes: ArrayLike<number>;
+  readonly place: RegionPlace | undefined;
+  /** Blocks it takes at most when superblock copies are stepped over. */
+  readonly blocksMax: number;
+  readonly firstInode: number;
+  readonly inodeCount: number;
+  readonly xattrBlocks: readonly { readonly inode: number; readonly sharers: readonly number[] }[];
+}
+
+/** What does not depend on the size. */
+class TreePlan {
+  readonly #tree: FileTree;
+  readonly #options: Ext4Options;
+  readonly #hashStart: Int32Array;
+  readonly #lostFound: number;
+  readonly #inodeOf: Uint32Array;
+  readonly #linksOf: Uint32Array;
+  /** Content blocks of directories and long symlinks. */
+  readonly #blocksOf: Uint32Array;
+  readonly #regions: PlannedRegion[];
+  readonly #inodeMax: number;
+
+  constructor(tree: FileTree, options: Ext4Options) {
+    if (options.uuid.byteLength !== 16 || options.hashSeed.byteLength !== 16) {
+      throw new HeadstartError("HS_INTERNAL", { what: "ext4: uuid and hash seed are 16 bytes each" });
+    }
+    this.#tree = tree;
+    this.#options = options;
+    this.#hashStart = hashState(options.hashSeed);
+    this.#lostFound = findLostFound(tree);
+    this.#blocksOf = new Uint32Array(tree.inodeCount);
+    for (let inode = 0; inode < tree.inodeCount; inode++) this.#checkInode(inode);
+    this.#linksOf = this.#countLinks();
+    const lists = this.#regionLists();
+    const places = [options.restPlace, ...(options.regions ?? []).map(({ place }) => place)];
+    const ranges = assignInodes(
+      lists.map((list, index) => ({
+        place: places[index],
+        // the root and lost+found have numbers of their own
+        count: index === 0 ? list.length - 1 - (this.#lostFound < 0 ? 0 : 1) : list.length,
+        isRest: index === 0,
+      })),
+    );
+    this.#inodeOf = new Uint32Array(tree.inodeCount);
+    let inodeMax = FIRST_INODE;
+    lists.forEach((list, index) => {
+      let next = ranges[index]!.firstInode;
+      for (let at = 0; at < list.length; at++) {
+        const inode = list[at]!;
+        this.#inodeOf[inode] = inode === 0 ? ROOT_INODE : inode === this.#lostFound ? LOST_FOUND_INODE : next++;
+      }
+      inodeMax = Math.max(inodeMax, ranges[index]!.firstInode + ranges[index]!.inodeCount - 1);
+    });
+    this.#inodeMax = inodeMax;
+    this.#regions = lists.map((inodes, index) => {
+      const xattrBlocks = this.#shareXattrs(inodes);
+      return {
+        inodes,
+        place: places[index],
+        blocksMax: this.#blocksMax(inodes, xattrBlocks.length, index === 0),
+        ...ranges[index]!,
+        xattrBlocks,
+      };
+    });
+  }
+
+  /** A lower bound. */
+  get blocksAtLeast(): number {
+    return this.#regions.reduce((sum, region) => sum + region.blocksMax, REGION_ALIGN);
+  }
+
+  place(size: number): Ext4Layout {
+    const { inodesPerGroup, growthCeiling, journalBlocks } = this.#options;
+    const geometry = geometryOf({ size, inodeMax: this.#inodeMax, inodesPerGroup, growthCeiling, journalBlocks });
+    const tree = this.#tree;
+    const starts = placeRegions(this.#regions, geometry);
+    const extents = new Map<number, readonly Extent[]>();
+    const nodes = new Map<number, readonly number[]>();
+    const xattrBlockOf = new Uint32Array(tree.inodeCount);
+    const used: Range[] = [];
+    const regions = this.#regions.map((region, index): Region => {
+      const { start, limit } = starts[index]!;
+      const cursor = new BlockCursor(geometry, start, limit);
+      const xattrBlocks = region.xattrBlocks.map(({ inode, sharers }) => {
+        const block = cursor.one();
+        for (const sharer of sharers) xattrBlockOf[sharer] = block;
+        return { block, inode, refcount: sharers.length };
+      });
+      const put = (inode: number, found: readonly Extent[]) => {
+        extents.set(inode, found);
+        const count = extentNodeCount(found.length);
+        if (count > 0)
+          nodes.set(
+            inode,
+            Array.from({ length: count }, () => cursor.one()),
+          );
+      };
+      const lostFound = index === 0 && this.#lostFound < 0 ? cursor.run(0, LOST_FOUND_BLOCKS) : [];
+      for (let at = 0; at < region.inodes.length; at++) {
+        const inode = region.inodes[at]!;
+        if (this.#blocksOf[inode]! > 0) put(inode, cursor.run(0, this.#blocksOf[inode]!));
+      }
+      for (let at = 0; at < region.inodes.length; at++) {
+        const inode = region.inodes[at]!;
+        if (tree.type[inode] !== FileType.regular) continue;
+        const found: Extent[] = [];
+        for (const { start: first, end } of fileRuns(tree, inode)) found.push(...cursor.run(first, end - first));
+        if (found.length > 0) put(inode, found);
+      }
+      used.push(...cursor.used);
+      const end = Math.min(limit, alignUp(cursor.next, REGION_ALIGN));
+      return {
+        place: {
+          startBlock: start,
+          blockCount: region.place?.blockCount ?? end - start,
+          firstInode: region.firstInode,
+          inodeCount: region.inodeCount,
+        },
+        inodes: region.inodes,
+        xattrBlocks,
+        lostFound,
+      };
+    });
+    const treeInodeOf = new Int32Array(this.#inodeMax + 1).fill(-1);
+    for (let inode = 0; inode < tree.inodeCount; inode++) treeInodeOf[this.#inodeOf[inode]!] = inode;
+    const namesOf = (directory: number) => this.#namesOf(directory);
+    return {
+      tree,
+      options: this.#options,
+      size,
+      geometry,
+      regions,
+      inodeOf: this.#inodeOf,
+      treeInodeOf,
+      xattrBlockOf,
+      linksOf: this.#linksOf,
+      lostFoundTreeInode: this.#lostFound,
+      hashStart: this.#hashStart,
+      extentsOf: (inode) => extents.get(inode) ?? [],
+      nodesOf: (inode) => nodes.get(inode) ?? [],
+      namesOf,
+      directoryPlan: (directory) => this.#planDirectory(directory),
+      used: [...frontRanges(geometry), ...used],
+    };
+  }
+
+  #where(inode: number): () => string {
+    return () => JSON.stringify(treePath(this.#tree, inode));
+  }
+
+  #checkInode(inode: number): void {
+    const tree = this.#tree;
+    const where = this.#where(inode);
+    const seconds = tree.mtimeSeconds[inode]!;
+    if (!(seconds >= SECONDS_MIN && seconds <= SECONDS_MAX)) {
+      throw beyondExt4(`${where()}: the time ${seconds} is outside of 1901 to 2446`);
+    }
+    switch (tree.type[inode] as FileType) {
+      case FileType.char:
+      case FileType.block:
+        if (tree.rdevMajor[inode]! > MAJOR_MAX || tree.rdevMinor[inode]! > MINOR_MAX) {
+          throw beyondExt4(
+            `${where()}: device ${tree.rdevMajor[inode]}:${tree.rdevMinor[inode]}, at most ${MAJOR_MAX}:${MINOR_MAX} is possible`,
+          );
+        }
+        break;
+      case FileType.symlink: {
+        const length = tree.size[inode]!;
+        if (length === 0 || length > SYMLINK_MAX) throw beyondExt4(`${where()}: a link target of ${length} bytes`);
+        this.#blocksOf[inode] = length > FAST_SYMLINK_MAX ? 1 : 0;
+        break;
+      }
+      case FileType.regular:
+        if (tree.size[inode]! > FILE_BLOCKS_MAX * BLOCK) {
+          throw beyondExt4(`${where()}: ${tree.size[inode]} bytes, at most ${FILE_BLOCKS_MAX * BLOCK} are possible`);
+        }
+        break;
+      case FileType.directory:
+        this.#blocksOf[inode] = this.#planDirectory(inode).blocks;
+        break;
+      default:
+        break;
+    }
+    if (tree.type[inode] !== FileType.directory && tree.nlink[inode]! > LINKS_MAX) {
+      throw beyondExt4(`${where()}: ${tree.nlink[inode]} hard links, at most ${LINKS_MAX} are possible`);
+    }
+  }
+
+  #countLinks(): Uint32Array {
+    const links = Uint32Array.from(this.#tree.nlink);
+    if (this.#lostFound < 0) links[0]!++;
+    for (let inode = 0; inode < links.length; inode++) {
+      // more sub-directories than the field holds (dir_nlink)
+      if (this.#tree.type[inode] === FileType.directory && links[inode]! >= LINKS_MAX) links[inode] = 1;
+    }
+    return links;
+  }
+
+  #namesOf(directory: number): Uint8Array[] {
+    const names: Uint8Array[] = [];
+    if (directory === 0 && this.#lostFound < 0) names.push(LOST_FOUND);
+    for (let at = this.#tree.childStart[directory]!; at < this.#tree.childStart[directory + 1]!; at++) {
+      names.push(childName(this.#tree, at));
+    }
+    return names;
+  }
+
+  #planDirectory(directory: number): DirectoryPlan {
+    const blocksMin = directory === this.#lostFound ? LOST_FOUND_BLOCKS : 1;
+    const plan = planDirectory(this.#namesOf(directory), this.#hashStart, blocksMin);
+    if (plan === "too many names") throw beyondExt4(`${this.#where(directory)()}: too many names in one directory`);
+    return plan;
+  }
+
+  /** The rest, then the regions of the request; every tree inode in exactly one. */
+  #regionLists(): ArrayLike<number>[] {
+    const tree = this.#tree;
+    const taken = new Uint8Array(tree.inodeCount);
+    const lists = (this.#options.regions ?? []).map(({ inodes }) => inodes);
+    for (const inodes of lists) {
+      for (let at = 0; at < inodes.length; at++) {
+        const inode = inodes[at]!;
+        if (!(inode > 0 && inode < tree.inodeCount) || inode === this.#lostFound || taken[inode] === 1) {
+          throw new HeadstartError("HS_INTERNAL", { what: `ext4: a region with tree inode ${inode}` });
+        }
+        taken[inode] = 1;
+      }
+    }
+    const rest: number[] = [];
+    for (let inode = 0; inode < tree.inodeCount; inode++) if (taken[inode] === 0) rest.push(inode);
+    return [Uint32Array.from(rest), ...lists];
+  }
+
+  /** Attributes that need a block; equal ones share it, within a region so that regions do not depend on each other. */
+  #shareXattrs(inodes: ArrayLike<number>): { inode: number; sharers: number[] }[] {
+    const blocks: { inode: number; sharers: number[] }[] = [];
+    const open = new Map<string, { inode: number; sharers: number[] }>();
+    for (let at = 0; at < inodes.length; at++) {
+      const inode = inodes[at]!;
+      if (this.#tree.xattrStart[inode] === this.#tree.xattrStart[inode + 1]) continue;
+      const entries = xattrEntries(this.#tree, inode, this.#where(inode));
+      if (fitsInode(entries)) continue;
+      const key = createHash("sha256")
+        .update(xattrBlock(entries, this.#where(inode)))
+        .digest("latin1");
+      let block = open.get(key);
+      if (block === undefined || block.sharers.length >= XATTR_SHARERS_MAX) {
+        block = { inode, sharers: [] };
+        open.set(key, block);
+        blocks.push(block);
+      }
+      block.sharers.push(inode);
+    }
+    return blocks;
+  }
+
+  #blocksMax(inodes: ArrayLike<number>, xattrBlocks: number, isRest: boolean): number {
+    let blocks = xattrBlocks + (isRest ? LOST_FOUND_BLOCKS : 0);
+    for (let at = 0; at < inodes.length; at++) {
+      const inode = inodes[at]!;
+      let own = this.#blocksOf[inode]!;
+      let extents = 1;
+      if (this.#tree.type[inode] === FileType.regular) {
+        extents = 0;
+        for (const { start, end } of fileRuns(this.#tree, inode)) {
+          own += end - start;
+          extents += Math.ceil((end - start) / EXTENT_BLOCKS_MAX);
+        }
+      }
+      // a copy of the superblock may lie in the way once a group
+      extents += Math.ceil(own / BLOCKS_PER_GROUP) + 1;
+      blocks += own + (own > 0 ? extentNodeCount(extents) : 0);
+    }
+    return blocks;
+  }
+}
+
+/** As the kernel: one block is shared by so many inodes at most. */
+const XATTR_SHARERS_MAX = 1024;
+
+/** Half-open runs of file blocks that any segment touches, ascending. */
+export function* fileRuns(tree: FileTree, inode: number): Generator<Range> {
+  let start = -1;
+  let end = -1;
+  for (let at = tree.segmentStart[inode]!; at < tree.segmentStart[inode + 1]!; at++) {
+    const from = Math.floor(tree.segmentFileOffset[at]! / BLOCK);
+    const to = Math.ceil((tree.segmentFileOffset[at]! + tree.segmentLength[at]!) / BLOCK);
+    if (from <= end) end = Math.max(end, to);
+    else {
+      if (end > start) yield { start, end };
+      start = from;
+      end = to;
+    }
+  }
+  if (end > start) yield { start, end };
+}
+
+function findLostFound(tree: FileTree): number {
+  for (let at = tree.childStart[0]!; at < tree.childStart[1]!; at++) {
+    if (!LOST_FOUND.equals(childName(tree, at))) continue;
+    const inode = tree.childInode[at]!;
+    if (tree.type[inode] === FileType.directory) return inode;
+    throw beyondExt4(`"/lost+found" must be a directory`);
+  }
+  return -1;
+}
+
+interface InodeRange {
+  readonly firstInode: number;
+  readonly inodeCount: number;
+}
+
+/** Given ranges stay; the others get the first free numbers, on whole blocks of the inode table. */
+function assignInodes(
+  wanted: readonly { place: RegionPlace | undefined; count: number; isRest: boolean }[],
+): InodeRange[] {
+  const taken: Range[] = [];
+  const reserve = (start: number, count: number) => {
+    const end = start + count;
+    if (taken.some((range) => start < range.end && range.start < end)) {
+      throw new HeadstartError("HS_INTERNAL", { what: `ext4: inodes ${start} to ${end} are given to two regions` });
+    }
+    if (count > 0) taken.push({ start, end });
+    taken.sort((a, b) => a.start - b.start);
+  };
+  for (const { place, count } of wanted) {
+    if (place === undefined) continue;
+    if (place.firstInode <= FIRST_INODE || place.inodeCount < count) {
+      throw tooSmall(`a region of ${count} inodes has a place for ${place.inodeCount}`);
+    }
+    reserve(place.firstInode, place.inodeCount);
+  }
+  return wanted.map(({ place, count, isRest }) => {
+    if (place !== undefined) return { firstInode: place.firstInode, inodeCount: place.inodeCount };
+    const unit = count > LARGE_REGION_INODES ? INODES_PER_REGION_BLOCK : INODES_PER_BLOCK;
+    const aligned = (number: number) => (isRest ? number : alignUp(number - 1, unit) + 1);
+    let start = aligned(FIRST_INODE + 1);
+    for (const range of taken) if (start + count > range.start && start < range.end) start = aligned(range.end);
+    reserve(start, count);
+    return { firstInode: start, inodeCount: count };
+  });
+}
+
+/** Where each region begins and what it may not reach. */
+function placeRegions(regions: readonly PlannedRegion[], geometry: Geometry): { start: number; limit: number }[] {
+  const taken: Range[] = [];
+  const reserve = (start: number, end: number) => {
+    taken.push({ start, end });
+    taken.sort((a, b) => a.start - b.start);
+  };
+  for (const { place } of regions) {
+    if (place === undefined || place.blockCount === 0) continue;
+    const { startBlock, blockCount } = place;
+    const end = startBlock + blockCount;
+    const clash = taken.some((range) => startBlock < range.end && range.start < end);
+    if (clash || startBlock % REGION_ALIGN !== 0) {
+      throw new HeadstartError("HS_INTERNAL", { what: `ext4: blocks ${startBlock} to ${end} cannot be a region` });
+    }
+    if (startBlock < geometry.dataStart || end > geometry.blocks) {
+      throw tooSmall(
+        `a region at blocks ${startBlock} to ${end} lies outside of a file system of ${geometry.blocks} blocks`,
+      );
+    }
+    reserve(startBlock, end);
+  }
+  return regions.map(({ place, blocksMax }) => {
+    if (place !== undefined) return { start: place.startBlock, limit: place.startBlock + place.blockCount };
+    if (blocksMax === 0) return { start: geometry.dataStart, limit: geometry.dataStart };
+    let start = geometry.dataStart;
+    for (const range of [...taken, { start: geometry.blocks, end: geometry.blocks }]) {
+      const end = spanEnd(geometry, start, blocksMax);
+      if (end <= range.start) {
+        const limit = Math.min(range.start, alignUp(end, REGION_ALIGN));
+        reserve(start, limit);
+        return { start, limit };
+      }
+      start = Math.max(start, alignUp(range.end, REGION_ALIGN));
+    }
+    throw tooSmall(
+      `${blocksMax} blocks of 4096 bytes in one region do not fit into a file system of ${geometry.blocks} blocks`,
+    );
+  });
+}
+
+/** Where `count` blocks from `start` on end when superblock copies are stepped over. */
+function spanEnd(geometry: Geometry, start: number, count: number): number {
+  let end = start + count;
+  for (const backup of geometry.backups) {
+    if (backup.start >= end) break;
+    if (backup.end > start) end += backup.end - Math.max(start, backup.start);
+  }
+  return end;
+}
+
+/** Hands out blocks in ascending order, around superblock copies. */
+class BlockCursor {
+  next: number;
+  readonly used: { start: number; end: number }[] = [];
+  readonly #limit: number;
+  readonly #backups: readonly Range[];
+  #backup = 0;
+
+  constructor(geometry: Geometry, start: number, limit: number) {
+    this.next = start;
+    this.#limit = limit;
+    this.#backups = geometry.backups;
+  }
+
+  one(): number {
+    return this.run(0, 1)[0]!.physical;
+  }
+
+  /** Extents for `count` blocks of a file from `logical` on. */
+  run(logical: number, count: number): Extent[] {
+    const extents: Extent[] = [];
+    let done = 0;
+    while (done < count) {
+      while (this.#backup < this.#backups.length && this.#backups[this.#backup]!.end <= this.next) this.#backup++;
+      const backup = this.#backups[this.#backup];
+      if (backup !== undefined && backup.start <= this.next) {
+        this.next = backup.end;
+        continue;
+      }
+      const room = (backup?.start ?? Number.POSITIVE_INFINITY) - this.next;
+      const length = Math.min(count - done, EXTENT_BLOCKS_MAX, room);
+      if (this.next + length > this.#limit)
+        throw tooSmall(`a region does not fit its place, which ends at block ${this.#limit}`);
+      extents.push({ logical: logical + done, physical: this.next, length });
+      this.#take(length);
+      done += length;
+    }
+    return extents;
+  }
+
+  #take(length: number): void {
+    const last = this.used.at(-1);
+    if (last !== undefined && last.end === this.next) last.end += length;
+    else this.used.push({ start: this.next, end: this.next + length });
+    this.next += length;
+  }
+}
+
+/** What the skeleton itself takes. */
+function frontRanges(geometry: Geometry): Range[] {
+  const { descBlocks, reservedDescBlocks, inodesPerGroup, journal, resizeBlock } = geometry;
+  const ranges: Range[] = [{ start: 0, end: 1 + descBlocks + reservedDescBlocks }, ...geometry.backups];
+  for (const block of geometry.blockBitmaps) ranges.push({ start: block, end: block + 1 });
+  for (const block of geometry.inodeBitmaps) ranges.push({ start: block, end: block + 1 });
+  for (const block of geometry.inodeTables)
+    ranges.push({ start: block, end: block + inodesPerGroup / INODES_PER_BLOCK });
+  if (resizeBlock > 0) ranges.push({ start: resizeBlock, end: resizeBlock + 1 });
+  if (journal.end > journal.start) ranges.push(journal);
+  return ranges;
+}

@@ -1,0 +1,59 @@
+/** ext4 images as files and as mounts, for tests: a tree is written with data made from addresses, checked by e2fsck, mounted through a loop device. */
+
+import { execFileSync, spawnSync } from "node:child_process";
+import { open } from "node:fs/promises";
+import type { FileTree } from "../../src/erofs/file-tree.ts";
+import { unmount } from "../../src/linux/mount.ts";
+import { type Ext4Layout, type Ext4Options, layoutExt4 } from "../../src/volume/ext4/layout.ts";
+import { type ContentSource, fileSink, writeExt4 } from "../../src/volume/ext4/write.ts";
+import { fillFromAddress } from "./random-tree.ts";
+
+export const UUID = Buffer.from("11111111222243338444555555555555", "hex");
+export const HASH_SEED = Buffer.from("aaaaaaaabbbb4ccc8dddeeeeeeeeeeee", "hex");
+export const TIME = 1_700_000_000;
+export const MiB = 1024 * 1024;
+
+/** Options of a small file system with what a test needs changed. */
+export function ext4Options(changes: Partial<Ext4Options> = {}): Ext4Options {
+  return { size: { free: 0, unit: MiB }, uuid: UUID, hashSeed: HASH_SEED, time: TIME, ...changes };
+}
+
+const PIECE = 64 * 1024;
+
+/** Contents as test/tools/random-tree.ts imagines them, in pieces as a stream gives them. */
+export const addressContent: ContentSource = function* ({ address, length }) {
+  for (let done = 0; done < length; done += PIECE) {
+    yield fillFromAddress(new Uint8Array(Math.min(PIECE, length - done)), address + done);
+  }
+};
+
+export async function writeLayout(path: string, layout: Ext4Layout, content = addressContent): Promise<void> {
+  await using file = await open(path, "w");
+  await file.truncate(layout.size);
+  await writeExt4(layout, content, fileSink(file));
+}
+
+export async function writeTree(path: string, tree: FileTree, changes: Partial<Ext4Options> = {}): Promise<Ext4Layout> {
+  const layout = layoutExt4(tree, ext4Options(changes));
+  await writeLayout(path, layout);
+  return layout;
+}
+
+/** The image in memory, whole. */
+export async function imageBytes(layout: Ext4Layout, content = addressContent): Promise<Uint8Array> {
+  const bytes = new Uint8Array(layout.size);
+  await writeExt4(layout, content, { write: (offset, piece) => bytes.set(piece, offset) });
+  return bytes;
+}
+
+/** Throws with e2fsck's words when the image is not clean. */
+export function fsckExt4(path: string): void {
+  const result = spawnSync("e2fsck", ["-f", "-n", path], { encoding: "utf8" });
+  // -f -n prints the passes and one line of figures; whatever it would mend makes the status 4
+  if (result.status !== 0) throw new Error(`e2fsck ${path}: status ${result.status}\n${result.stdout}${result.stderr}`);
+}
+
+export function mountExt4(path: string, target: string, options = "ro,noload"): Disposable {
+  execFileSync("mount", ["-t", "ext4", "-o", `loop,${options}`, path, target]);
+  return { [Symbol.dispose]: () => unmount(target) };
+}
