@@ -10,6 +10,7 @@ import { registerIndex } from "./commands/index.ts";
 import { registerInspect } from "./commands/inspect.ts";
 import { registerRun } from "./commands/run.ts";
 import { registerStatus } from "./commands/status.ts";
+import { registerVolume } from "./commands/volume.ts";
 
 const HELP = `
 Sources and destinations:
@@ -53,6 +54,7 @@ export function buildProgram(): Command {
     registerImage,
     registerInspect,
     registerCheck,
+    registerVolume,
     registerStatus,
   ]) {
     register(program);

@@ -1,0 +1,163 @@
+/** A root that `volume build` made, under each real containerd: everything is there at its first start, stays over a forced collection, and starts with no registry. */
+
+import assert from "node:assert/strict";
+import { mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { compareTrees } from "../../src/sandbox/compare.ts";
+import { containerdPlaces } from "../../src/sandbox/containerd-config.ts";
+import { readCriLog } from "../../src/sandbox/cri-client.ts";
+import { PAUSE_NAME } from "../../src/sandbox/pause.ts";
+import { CONTAINERD_VERSIONS } from "../../src/sandbox/tools.ts";
+import { isBucket } from "../../src/volume/bolt/ondisk.ts";
+import { readBolt } from "../../src/volume/bolt/read.ts";
+import { inspectRoot } from "../../src/volume/inspect.ts";
+import { buildImage, shellLayer } from "../build-image.ts";
+import { headstart, Place } from "./place.ts";
+
+const CRI = "k8s.io";
+const FIXTURE = join(import.meta.dirname, "../golden/fixture/oci");
+const SNAPSHOTS = "io.containerd.snapshotter.v1.overlayfs/snapshots";
+
+interface Built {
+  readonly output: string;
+  readonly images: readonly {
+    readonly refs: readonly string[];
+    readonly config: string;
+    readonly layers: readonly { readonly chainID: string; readonly digest: string; readonly snapshotId: number }[];
+  }[];
+}
+
+async function build(args: readonly string[]): Promise<Built> {
+  return JSON.parse((await headstart(["volume", "build", ...args, "--json"])).stdout) as Built;
+}
+
+test("a built root is a fresh containerd's own: present before any mount, kept by the collector, started without a registry; trees are those of a real unpack", async () => {
+  await using place = await Place.make();
+  const { layout } = place;
+  const shell = await shellLayer();
+  const layers = [
+    [...shell, { path: "etc/motd", data: "from layer one\n" }, { path: "old/file", data: "x" }],
+    [{ path: "etc/.wh.motd" }, { path: "old/.wh..wh..opq" }, { path: "usr/share/deep/file", data: "implied\n" }],
+    [{ path: "etc/news", data: "from layer three\n" }],
+  ];
+  const command = ["/bin/sh", "-c", "cat /etc/news /usr/share/deep/file; ls /etc/motd /old 2>&1; exit 0"];
+  await buildImage(layout, "shell", layers, { command });
+  // shares its lowest layer with the first
+  await buildImage(layout, "other", [layers[0]!, [{ path: "other", data: "other\n" }]], { command });
+  const names = [
+    await place.push(layout, "shell"),
+    await place.push(layout, "other"),
+    await place.push(FIXTURE, "gogz"),
+    place.reference(PAUSE_NAME),
+  ];
+  const [shellImage, otherImage, fixtureImage] = names as [string, string, string, string];
+  const sources = names.map((name) => `docker://${name}`);
+
+  const volumes = new Map<string, Built>();
+  for (const [index, version] of CONTAINERD_VERSIONS.entries()) {
+    const { root } = containerdPlaces(join(place.root, version, "c"));
+    mkdirSync(join(root, ".."), { recursive: true });
+    // in whatever order they are named
+    const turned = [...sources.slice(index), ...sources.slice(0, index)];
+    volumes.set(version, await build([...turned, "--output", root]));
+  }
+  const [first, ...rest] = [...volumes.values()];
+  for (const path of ["io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"]) {
+    for (const other of rest) {
+      assert.deepEqual(readFileSync(join(other.output, path)), readFileSync(join(first!.output, path)), path);
+    }
+  }
+
+  await using reference = await place.node({ version: "1.7.24", name: "ref" });
+  const startMs = Date.now() - 1000;
+  for (const image of [shellImage, fixtureImage]) await reference.cri.pull(image);
+  const unpacked = { startMs, endMs: Date.now() + 1000 };
+  const theirs = inspectRoot(reference.containerd.places.root);
+  for (const layer of first!.images.filter((image) => !image.refs.includes(otherImage)).flatMap((one) => one.layers)) {
+    const known = theirs.overlayfs.find((snapshot) => snapshot.name.endsWith(layer.chainID));
+    if (known === undefined) continue; // the pause image, which no pod has asked for there
+    const left = join(reference.containerd.places.root, SNAPSHOTS, String(known.id), "fs");
+    const right = join(first!.output, SNAPSHOTS, String(layer.snapshotId), "fs");
+    const { differences, entries } = await compareTrees(left, right, { unpacked });
+    // a whiteout has the time of its unpack
+    const real = differences.filter((one) => one.what !== "mtime" || BigInt(one.left!) < BigInt(startMs) * 1_000_000n);
+    assert.deepEqual(real, [], `${layer.chainID}, ${entries} entries`);
+    const ours = inspectRoot(first!.output).overlayfs.find((snapshot) => snapshot.id === layer.snapshotId)!;
+    assert.equal(ours.inodes, known.inodes, `inodes of ${layer.chainID}`);
+  }
+
+  const before = place.meter.mark();
+  await place.registry[Symbol.asyncDispose]();
+  for (const version of CONTAINERD_VERSIONS) {
+    const built = volumes.get(version)!;
+    const { cri, ctr, containerd } = await place.node({ version, name: version });
+    const listed = await cri.listImages();
+    for (const image of built.images) {
+      const found = listed.find((each) => each.id === image.config);
+      assert.ok(found, `${version}: ${image.refs[0]} is listed`);
+      assert.deepEqual([...found.repoTags, ...found.repoDigests].sort(), image.refs);
+      assert.equal(found.pinned, version !== "1.6.20", `${version}: pinned`);
+    }
+    const inCri = ctr.in(CRI);
+    const snapshots = await inCri.snapshots("overlayfs");
+    const chains = new Map(
+      built.images.flatMap((image) =>
+        image.layers.map((layer, index) => [layer.chainID, image.layers[index - 1]?.chainID ?? ""]),
+      ),
+    );
+    assert.deepEqual(new Map(snapshots.map((each) => [each.key, each.parent])), chains);
+    assert.ok(snapshots.every((each) => each.kind === "Committed"));
+
+    const other = built.images.find((image) => image.refs.includes(otherImage))!;
+    for (const name of [...other.refs, other.config]) await inCri.removeImage(name);
+    const kept = built.images.filter((image) => image !== other).flatMap((image) => image.layers);
+    assert.deepEqual(
+      new Set((await inCri.snapshots("overlayfs")).map((each) => each.key)),
+      new Set(kept.map((layer) => layer.chainID)),
+      `${version}: the collector takes the removed image's own layer alone`,
+    );
+    const blobs = new Set(await inCri.content());
+    assert.ok(kept.every((layer) => blobs.has(layer.digest)));
+    assert.ok(!blobs.has(other.config), "the collector did run");
+
+    const pod = await cri.runPod("warm");
+    const container = await cri.createContainer(pod, { name: "c", image: shellImage });
+    await cri.startContainer(container);
+    assert.equal(await cri.waitForExit(container), 0);
+    assert.equal(
+      readCriLog(container.logPath),
+      "from layer three\nimplied\nls: /etc/motd: No such file or directory\n/old:\n",
+    );
+    await cri.removePod(pod);
+    // nothing was unpacked: all that is committed is what we built
+    const committed = inspectRoot(containerd.places.root).overlayfs.filter((each) => each.kind === "committed");
+    assert.deepEqual(new Set(committed.map((each) => each.id)), new Set(kept.map((layer) => layer.snapshotId)));
+    assert.doesNotMatch(readFileSync(containerd.places.log, "utf8"), /is not unpacked|unpacking/i);
+
+    await containerd.stop();
+    const { root } = readBolt(readFileSync(join(built.output, "io.containerd.metadata.v1.bolt/meta.db")), "meta.db");
+    const v1 = root.entries.get("v1");
+    assert.ok(isBucket(v1));
+    assert.deepEqual(v1.entries.get("version"), Buffer.of(version.startsWith("2.") ? 8 : 6), "migrated");
+  }
+  assert.equal(place.meter.since(before).requests, 0);
+});
+
+test("what fails leaves nothing, and what exists is not touched", async () => {
+  await using place = await Place.make();
+  await buildImage(place.layout, "shell", [await shellLayer()], {});
+  const image = await place.push(place.layout, "shell");
+  const output = join(place.root, "v", "root");
+  mkdirSync(join(output, ".."), { recursive: true });
+  const refused = (args: readonly string[], pattern: RegExp) =>
+    assert.rejects(headstart(["volume", "build", ...args]), (error) => pattern.test(String(error)));
+  await refused([`docker://${image}`, "--output", output, "--layout", "bottlerocket"], /not in this version/);
+  await refused([`docker://${place.reference("nothing")}`, "--output", output], /HS_/);
+  assert.deepEqual(readdirSync(join(output, "..")), []);
+  await headstart(["volume", "build", `docker://${image}`, "--output", output]);
+  const before = readFileSync(`${output}.json`);
+  await refused([`docker://${image}`, "--output", output], /HS_OUTPUT_EXISTS/);
+  assert.deepEqual(readFileSync(`${output}.json`), before);
+  assert.deepEqual(readdirSync(join(output, "..")).sort(), ["root", "root.json"]);
+});
