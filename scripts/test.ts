@@ -25,6 +25,9 @@ const PACKAGES = [
   "acl",
   "fuse3",
   "pigz",
+  "e2fsprogs",
+  "gdisk",
+  "fdisk",
   "zstd",
 ];
 
