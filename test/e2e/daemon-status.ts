@@ -12,6 +12,7 @@ export interface LayerLine {
   readonly state: string;
   readonly reason: string | null;
   readonly diskBytes: number;
+  readonly unitsFilled: number;
 }
 
 export interface ImageLine {
