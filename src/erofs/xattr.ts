@@ -101,9 +101,12 @@ export function filterBit(index: number, suffix: Uint8Array): number {
 
 /**
  * The attributes in one xattr body, whole names (copies), in the order in which they lie. Returns what is wrong with the body as a string. Shared xattrs are not
- * read: our writer makes none.
+ * read: our writer makes none. Nydus leaves the name filter zero, so its images are read with the filter ignored.
  */
-export function parseXattrs(body: Uint8Array): Xattr[] | string {
+export function parseXattrs(
+  body: Uint8Array,
+  options: { readonly filter?: "checked" | "ignored" } = {},
+): Xattr[] | string {
   const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
   const header = erofs_xattr_ibody_header;
   if (body.length <= header.size) return "an xattr body without entries";
@@ -133,7 +136,8 @@ export function parseXattrs(body: Uint8Array): Xattr[] | string {
     found.push({ name, value: body.subarray(valueAt, end) });
     at = align4(end);
   }
-  if (view.getUint32(header.offsets.h_name_filter, true) !== filter >>> 0) return "a wrong xattr name filter";
+  if (options.filter !== "ignored" && view.getUint32(header.offsets.h_name_filter, true) !== filter >>> 0)
+    return "a wrong xattr name filter";
   return found;
 }
 

@@ -2,6 +2,7 @@
 
 import { HeadstartError } from "../base/errors.ts";
 import type { DecodeTable, FormatAdapter, UnitDecoder, UnitTable } from "./format.ts";
+import { asNydusTable, nydusDecoder } from "./nydus/decode.ts";
 import { sociFormat } from "./soci/adapter.ts";
 import { type SociDecodeTable, sociDecoder } from "./soci/decode.ts";
 
@@ -12,6 +13,7 @@ type Decoder = (table: DecodeTable, units: UnitTable) => UnitDecoder;
 
 /** Decoders by the `codec` of a DecodeTable. */
 const DECODERS: { readonly [codec: string]: Decoder } = {
+  "nydus-chunks": (table, units) => nydusDecoder(asNydusTable(table), units),
   "soci-gzip": (table, units) => sociDecoder(table as SociDecodeTable, units),
   "soci-tar": (table, units) => sociDecoder(table as SociDecodeTable, units),
 };

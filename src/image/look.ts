@@ -3,21 +3,21 @@
  * units that hold it; otherwise the layer is read as a stream, through memory that does not grow with it.
  */
 
-import { createHash, timingSafeEqual } from "node:crypto";
 import { HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
-import { lastAtMost } from "../base/ranges.ts";
 import { type FileTree, FileType, findChild, symlinkTarget } from "../erofs/file-tree.ts";
 import { type MergedTree, mergeTrees } from "../erofs/overlay.ts";
 import { textToBytes } from "../erofs/tree-lines.ts";
-import { decoderFor } from "../formats/all.ts";
-import type { LayerRole, LazyLayer } from "../formats/format.ts";
+import type { LayerRole } from "../formats/format.ts";
+import { isNydusManifest } from "../formats/nydus/manifest.ts";
 import { readLayerTree } from "../formats/tar/read-layer.ts";
 import { loadImage } from "../oci/manifest.ts";
 import type { Platform } from "../oci/platform.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { chooseIndex } from "./choose.ts";
-import { type OpenedImage, openImage } from "./open.ts";
+import { type ReadContent, streamContent, UnitContent } from "./content.ts";
+import { lookIntoNydus } from "./look-nydus.ts";
+import { openImage } from "./open.ts";
 
 export interface LookOptions {
   readonly platform?: Platform;
@@ -30,16 +30,20 @@ export interface LookOptions {
 
 export interface LookedLayer {
   readonly tree: FileTree;
-  readonly lazy: LazyLayer | null;
   /** Sha256 in hex of an inode's content; only with `hashContents`. */
   readonly contentSha256: ((inode: number) => string) | null;
+  /** Where it can be read, only what holds the file is fetched. */
+  readonly content: ReadContent;
 }
 
 export interface LookedImage {
-  readonly image: OpenedImage;
-  /** Lowest first. */
+  /** A Nydus image is one tree over blobs: it has no layers that could be shown alone. */
+  readonly kind: "layers" | "nydus";
+  /** Lowest first; one for a Nydus image. */
   readonly layers: readonly LookedLayer[];
   readonly merged: MergedTree;
+  /** What a user is told of where an inode of the merged tree comes from. */
+  origin(inode: number): Readonly<Record<string, unknown>>;
   /** Why layers were streamed although an index might have spared it; null when nothing is to be said. */
   readonly reason: string | null;
 }
@@ -50,6 +54,7 @@ const PARALLEL = 3;
 /** Throws HS_LAYER_REFUSED where containerd refuses a layer, HS_PLATFORM, HS_REGISTRY_* and the like. */
 export async function lookInto(reader: ImageReader, options: LookOptions = {}): Promise<LookedImage> {
   const loaded = await loadImage(reader, options.platform, options.signal);
+  if (isNydusManifest(loaded.manifest)) return await lookIntoNydus(reader, loaded, options);
   const image = await openImage(reader, loaded.manifestDescriptor, options.signal);
   // looking decides nothing: an index that somebody attached is good enough, and every unit is verified against it
   const choice = options.hashContents
@@ -70,7 +75,12 @@ export async function lookInto(reader: ImageReader, options: LookOptions = {}): 
               .readAll({ limit: choice.index.format.tableBytesMax, ...(options.signal && { signal: options.signal }) });
             options.onLayer?.(position, image.layers.length, "index");
             const lazy = choice.index.format.openLayer({ identity, role, table, extras: [] });
-            return { tree: lazy.tree, lazy, contentSha256: null };
+            const units = new UnitContent(lazy, [blob]);
+            return {
+              tree: lazy.tree,
+              contentSha256: null,
+              content: (inode, signal) => units.read(inode, signal),
+            };
           } catch (error) {
             if (!isHeadstartError(error)) throw error;
             // a bad index: the layer itself is what counts
@@ -87,14 +97,27 @@ export async function lookInto(reader: ImageReader, options: LookOptions = {}): 
         });
         return {
           tree: read.tree,
-          lazy: null,
           contentSha256: options.hashContents ? (inode) => read.contentSha256(inode) : null,
+          content: streamContent(read.tree, identity, role, blob),
         };
       }),
     ),
   );
   for (const layer of layers) trees.push(layer.tree);
-  return { image, layers, merged: mergeTrees(trees), reason: choice?.reason ?? null };
+  const merged = mergeTrees(trees);
+  return {
+    kind: "layers",
+    layers,
+    merged,
+    origin: (inode) => ({ layer: merged.layer[inode]!, layer_digest: image.layers[merged.layer[inode]!]?.digest }),
+    reason: choice?.reason ?? null,
+  };
+}
+
+/** The content of a regular file of the merged tree, in order. Throws HS_USAGE for what is no regular file. */
+export function readContent(looked: LookedImage, inode: number, signal?: AbortSignal): AsyncGenerator<Uint8Array> {
+  const layer = looked.layers[looked.merged.layer[inode]!]!;
+  return layer.content(looked.merged.inode[inode]!, signal);
 }
 
 const LINKS_MAX = 40;
@@ -137,170 +160,4 @@ function components(path: Buffer): Buffer[] {
     .split("/")
     .filter((part) => part !== "" && part !== ".")
     .map((part) => Buffer.from(part, "latin1"));
-}
-
-/** The content of a regular file of the merged tree, in order. Throws HS_USAGE for what is no regular file. */
-export async function* readContent(
-  reader: ImageReader,
-  looked: LookedImage,
-  inode: number,
-  signal?: AbortSignal,
-): AsyncGenerator<Uint8Array> {
-  const { tree } = looked.merged;
-  if (tree.type[inode] !== FileType.regular) throw new HeadstartError("HS_USAGE", { what: "not a regular file" });
-  const position = looked.merged.layer[inode]!;
-  const own = looked.merged.inode[inode]!;
-  const layer = looked.layers[position]!;
-  const segments = segmentsOf(layer.tree, own);
-  const size = layer.tree.size[own]!;
-  const parts =
-    layer.lazy !== null
-      ? unitParts(reader, looked, position, layer.lazy, segments, signal)
-      : streamParts(reader, looked, position, segments, signal);
-  let written = 0;
-  for await (const { fileOffset, bytes } of parts) {
-    yield* zeros(fileOffset - written);
-    yield bytes;
-    written = fileOffset + bytes.byteLength;
-  }
-  yield* zeros(size - written);
-}
-
-interface Segment {
-  readonly fileOffset: number;
-  readonly length: number;
-  readonly address: number;
-}
-
-interface Part {
-  readonly fileOffset: number;
-  readonly bytes: Uint8Array;
-}
-
-function segmentsOf(tree: FileTree, inode: number): Segment[] {
-  const segments: Segment[] = [];
-  for (let index = tree.segmentStart[inode]!; index < tree.segmentStart[inode + 1]!; index++) {
-    segments.push({
-      fileOffset: tree.segmentFileOffset[index]!,
-      length: tree.segmentLength[index]!,
-      address: tree.segmentAddress[index]!,
-    });
-  }
-  return segments;
-}
-
-async function* unitParts(
-  reader: ImageReader,
-  looked: LookedImage,
-  position: number,
-  lazy: LazyLayer,
-  segments: readonly Segment[],
-  signal: AbortSignal | undefined,
-): AsyncGenerator<Part> {
-  const { units } = lazy;
-  const blob = reader.openBlob(looked.image.loaded.layers[position]!);
-  const decoder = decoderFor(lazy.decode, units);
-  for (const segment of segments) {
-    let address = segment.address;
-    const end = segment.address + segment.length;
-    while (address < end) {
-      const piece = lastAtMost(units.pieceAddress, units.pieceCount, address);
-      const unit = units.pieceUnit[piece];
-      if (unit === undefined)
-        throw new HeadstartError("HS_INDEX_INVALID", { what: `the index has no unit for address ${address}` });
-      const stored = await blob.readRange(units.unitStart[unit]!, units.unitEnd[unit]!, { signal });
-      if (units.unitDigest !== null) {
-        const want = units.unitDigest.subarray(unit * 32, unit * 32 + 32);
-        if (!timingSafeEqual(createHash("sha256").update(stored).digest(), Buffer.from(want))) {
-          throw new HeadstartError("HS_UNIT_DIGEST", {
-            what: `unit ${unit} of layer ${looked.image.layers[position]!.digest}`,
-          });
-        }
-      }
-      const decoded = decoder.decode(unit, stored);
-      decoder.check(unit, decoded);
-      const from = units.pieceOffset[piece]! + (address - units.pieceAddress[piece]!);
-      const length = Math.min(end - address, units.pieceAddress[piece]! + units.pieceLength[piece]! - address);
-      yield {
-        fileOffset: segment.fileOffset + (address - segment.address),
-        bytes: Buffer.from(decoded.subarray(from, from + length)),
-      };
-      address += length;
-    }
-  }
-}
-
-/** The whole layer passes by and is verified at its end; what was given out before stands under that reserve, so an error at the end is an error of the whole. */
-async function* streamParts(
-  reader: ImageReader,
-  looked: LookedImage,
-  position: number,
-  segments: readonly Segment[],
-  signal: AbortSignal | undefined,
-): AsyncGenerator<Part> {
-  const identity = looked.image.layers[position]!;
-  const blob = reader.openBlob(looked.image.loaded.layers[position]!);
-  const queue: Part[] = [];
-  let wake = Promise.withResolvers<void>();
-  const last = segments.at(-1);
-  let error: unknown;
-  let done = last === undefined;
-  const reading = readLayerTree(
-    throttled(blob.stream(0, { signal, callerVerifies: true }), () => queue.length < 64),
-    {
-      mediaType: identity.mediaType,
-      role: position === 0 ? "lowest" : "upper",
-      digest: identity.digest,
-      size: identity.size,
-      diffID: identity.diffID,
-      onData(_entry, chunk, offset) {
-        for (const segment of segments) {
-          const from = Math.max(offset, segment.address);
-          const to = Math.min(offset + chunk.byteLength, segment.address + segment.length);
-          if (from < to)
-            queue.push({
-              fileOffset: segment.fileOffset + (from - segment.address),
-              bytes: Buffer.from(chunk.subarray(from - offset, to - offset)),
-            });
-        }
-        wake.resolve();
-      },
-    },
-  ).then(
-    () => {
-      done = true;
-      wake.resolve();
-    },
-    (cause: unknown) => {
-      error = cause;
-      done = true;
-      wake.resolve();
-    },
-  );
-  while (true) {
-    const part = queue.shift();
-    if (part !== undefined) yield part;
-    else if (done) break;
-    else {
-      await wake.promise;
-      wake = Promise.withResolvers<void>();
-    }
-  }
-  await reading;
-  if (error !== undefined) throw error;
-}
-
-/** Waits while the consumer is behind. */
-async function* throttled(source: AsyncIterable<Uint8Array>, mayGoOn: () => boolean): AsyncGenerator<Uint8Array> {
-  for await (const chunk of source) {
-    while (!mayGoOn()) await new Promise((resolve) => setTimeout(resolve, 1));
-    yield chunk;
-  }
-}
-
-const ZERO_BLOCK = new Uint8Array(1024 * 1024);
-
-function* zeros(length: number): Generator<Uint8Array> {
-  for (let left = length; left > 0; left -= ZERO_BLOCK.byteLength)
-    yield ZERO_BLOCK.subarray(0, Math.min(left, ZERO_BLOCK.byteLength));
 }

@@ -20,6 +20,7 @@ export const MEDIA_TYPES = {
   dockerForeignGzip: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
   sociIndexV1: "application/vnd.amazon.soci.index.v1+json",
   sociIndexV2: "application/vnd.amazon.soci.index.v2+json",
+  nydusConfig: "application/vnd.nydus.image.config.v1+json",
   octetStream: "application/octet-stream",
 } as const;
 
@@ -54,7 +55,12 @@ export function isSchema1Type(mediaType: string): boolean {
 }
 
 export function isConfigType(mediaType: string): boolean {
-  return mediaType === MEDIA_TYPES.ociConfig || mediaType === MEDIA_TYPES.dockerConfig;
+  // a Nydus image beside its OCI form in one index has the third, so that nobody takes it for an OCI image
+  return (
+    mediaType === MEDIA_TYPES.ociConfig ||
+    mediaType === MEDIA_TYPES.dockerConfig ||
+    mediaType === MEDIA_TYPES.nydusConfig
+  );
 }
 
 export interface LayerKind {

@@ -7,7 +7,8 @@ import { childName, FileType, findChild } from "../../erofs/file-tree.ts";
 import { treeInChain } from "../../erofs/overlay.ts";
 import { bytesToText, type TreeLine, treeLines } from "../../erofs/tree-lines.ts";
 import { findPath, type LookedImage, lookInto, readContent } from "../../image/look.ts";
-import type { ImageReader } from "../../oci/store.ts";
+import { lookIntoRafs } from "../../image/look-nydus.ts";
+import { parseSource } from "../../oci/reference.ts";
 import { openProgress } from "../progress.ts";
 import { addSourceOptions, openNamed, platformOf, type SourceOptions } from "../sources.ts";
 import { formatTable } from "../table.ts";
@@ -31,7 +32,7 @@ export function registerImage(program: Command): void {
       .command("ls <source> [path]")
       .summary("list a directory")
       .description(
-        "List a directory of the merged root file system. With an index only its table of contents is fetched.",
+        "List a directory of the merged root file system. With an index only its table of contents is fetched, of a Nydus image only its bootstrap.",
       )
       .option("--json", "one object a line: its name, and the fields of docs/formats.md"),
   )
@@ -85,7 +86,7 @@ export function registerImage(program: Command): void {
   )
     .addHelpText(
       "after",
-      "\nExamples:\n  headstart image tree HOST/REPO:TAG\n  headstart image tree oci:./layout:v1 --json --layer 0\n",
+      "\nExamples:\n  headstart image tree HOST/REPO:TAG\n  headstart image tree oci:./layout:v1 --json --layer 0\n  headstart image tree rafs:./image.boot:./blobs\n",
     )
     .action(async (source: string, options: ImageOptions) => {
       await withImage(source, options, options.json === true, async (looked) => {
@@ -109,9 +110,9 @@ export function registerImage(program: Command): void {
   )
     .addHelpText("after", "\nExamples:\n  headstart image cat HOST/REPO:TAG /etc/os-release\n")
     .action(async (source: string, path: string, options: ImageOptions) => {
-      await withImage(source, options, false, async (looked, reader) => {
+      await withImage(source, options, false, async (looked) => {
         const inode = findPath(looked.merged.tree, path, true);
-        for await (const bytes of readContent(reader, looked, inode)) {
+        for await (const bytes of readContent(looked, inode)) {
           if (!process.stdout.write(bytes)) await once(process.stdout, "drain");
         }
       });
@@ -122,20 +123,15 @@ export function registerImage(program: Command): void {
       .command("stat <source> <path>")
       .summary("what is said about one path")
       .description(
-        "What the image says about one path: attributes, xattrs, and the layer that it comes from. Symlinks are not followed.",
+        "What the image says about one path: attributes, xattrs, and the layer (of a Nydus image: the blobs) that it comes from. Symlinks are not followed.",
       )
-      .option("--json", "one object: the fields of docs/formats.md, layer and layer_digest"),
+      .option("--json", "one object: the fields of docs/formats.md, layer and layer_digest (of a Nydus image: blobs)"),
   )
     .addHelpText("after", "\nExamples:\n  headstart image stat HOST/REPO:TAG /usr/bin/python3\n")
     .action(async (source: string, path: string, options: ImageOptions) => {
       await withImage(source, options, false, async (looked) => {
         const inode = findPath(looked.merged.tree, path, false);
-        const position = looked.merged.layer[inode]!;
-        const line = {
-          ...(await linesByInode(looked)).get(inode),
-          layer: position,
-          layer_digest: looked.image.layers[position]?.digest,
-        };
+        const line = { ...(await linesByInode(looked)).get(inode), ...looked.origin(inode) };
         if (options.json) await print(`${JSON.stringify(line)}\n`);
         else
           for (const [key, value] of Object.entries(line))
@@ -148,8 +144,13 @@ async function withImage(
   source: string,
   options: ImageOptions,
   hashContents: boolean,
-  use: (looked: LookedImage, reader: ImageReader) => Promise<void>,
+  use: (looked: LookedImage) => Promise<void>,
 ): Promise<void> {
+  const parsed = parseSource(source);
+  if (parsed.kind === "rafs") {
+    await use(await lookIntoRafs(parsed, { hashContents }));
+    return;
+  }
   await using reader = await openNamed(source, options);
   const progress = openProgress({ quiet: options.json === true });
   const looked = await lookInto(reader, {
@@ -159,7 +160,7 @@ async function withImage(
       progress.update(`layer ${position + 1} of ${count}: ${how === "index" ? "by its index" : "reading it whole"}`),
   });
   progress.done();
-  await use(looked, reader);
+  await use(looked);
 }
 
 function linesOf(looked: LookedImage, layer: string | undefined): AsyncGenerator<TreeLine> {
@@ -168,6 +169,10 @@ function linesOf(looked: LookedImage, layer: string | undefined): AsyncGenerator
     const hashes = looked.layers.map((each) => each.contentSha256);
     return treeLines(tree, hashes[0] == null ? {} : { sha256: (inode) => hashes[origin[inode]!]!(own[inode]!) });
   }
+  if (looked.kind === "nydus")
+    throw new HeadstartError("HS_USAGE", {
+      what: `--layer ${layer}: a Nydus image is one tree, it has no layers to show`,
+    });
   const number = Number(layer);
   const one = looked.layers[number];
   if (!Number.isInteger(number) || one === undefined)

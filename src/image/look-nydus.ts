@@ -1,0 +1,143 @@
+/**
+ * Looking into a Nydus image, in a registry or layout or as a bootstrap file beside a folder of blobs. The bootstrap alone is enough for the tree; a file costs its
+ * chunks, each verified by the digest that the bootstrap has for it.
+ */
+
+import { readFile, stat } from "node:fs/promises";
+import { digestHex } from "../base/digest.ts";
+import { HeadstartError } from "../base/errors.ts";
+import { ADDRESS_SPACE } from "../erofs/file-tree.ts";
+import { mergeTrees } from "../erofs/overlay.ts";
+import { type NydusBootstrap, readBootstrap } from "../formats/nydus/bootstrap.ts";
+import { readBootstrapLayer } from "../formats/nydus/bootstrap-layer.ts";
+import { blobDescriptors, checkBlobsBound, readNydusManifest } from "../formats/nydus/manifest.ts";
+import { NYDUS_LIMITS } from "../formats/nydus/ondisk.ts";
+import { openChunkInfo, openNydus } from "../formats/nydus/open.ts";
+import { BlobDirectory } from "../oci/blob-directory.ts";
+import type { LoadedImage } from "../oci/manifest.ts";
+import type { ImageReader } from "../oci/store.ts";
+import { UnitContent } from "./content.ts";
+import type { LookedImage, LookOptions } from "./look.ts";
+
+/** What is known of a Nydus image before any of its data is read. */
+export interface NydusParts {
+  readonly what: string;
+  readonly bootstrap: NydusBootstrap;
+  /** `.blob.meta` files by the hex digest of their stored blob. */
+  readonly blobMeta: ReadonlyMap<string, Uint8Array>;
+  readonly reader: Pick<ImageReader, "openBlob">;
+  /** Bytes of a stored blob where they are known from elsewhere than the bootstrap. */
+  storedSize(hex: string): number | undefined;
+}
+
+/** Fetches and verifies the bootstrap layer. Throws HS_NYDUS_INVALID when manifest and bootstrap do not fit. */
+export async function openNydusImage(
+  reader: ImageReader,
+  loaded: LoadedImage,
+  signal?: AbortSignal,
+): Promise<NydusParts> {
+  const what = `Nydus image ${loaded.manifestDescriptor.digest}`;
+  const manifest = readNydusManifest(loaded.manifest, what);
+  const { digest, size, mediaType } = manifest.bootstrap;
+  const stream = reader.openBlob(manifest.bootstrap).stream(0, { signal, callerVerifies: true });
+  const diffID = loaded.diffIDs.at(-1)!;
+  const layer = await readBootstrapLayer(stream, { digest, size, mediaType, diffID });
+  const bootstrap = readBootstrap(layer.bootstrap, what);
+  checkBlobsBound(manifest, bootstrap, what);
+  return {
+    what,
+    bootstrap,
+    blobMeta: layer.blobMeta,
+    reader,
+    storedSize: (hex) => manifest.blobs.get(hex)?.size,
+  };
+}
+
+/** `rafs:BOOTSTRAP:BLOBDIR`. Throws HS_NOT_FOUND, HS_LIMIT and what reading a bootstrap throws. */
+export async function openRafs(source: { readonly bootstrap: string; readonly blobs: string }): Promise<NydusParts> {
+  const what = `rafs:${source.bootstrap}:${source.blobs}`;
+  const known = await stat(source.bootstrap).catch((cause) => {
+    throw new HeadstartError("HS_NOT_FOUND", { what: `${what}: no bootstrap`, cause });
+  });
+  if (known.size > NYDUS_LIMITS.bootstrapBytes)
+    throw new HeadstartError("HS_LIMIT", { what: `${what}: a bootstrap of ${known.size} bytes` });
+  const bootstrap = readBootstrap(await readFile(source.bootstrap), what);
+  const directory = new BlobDirectory(source.blobs, what);
+  const sizes = new Map<string, number>();
+  for (const blob of bootstrap.blobs) {
+    for (const id of [blob.id, blob.metaBlob?.id]) {
+      const size = id === undefined ? undefined : await directory.size(id);
+      if (id !== undefined && size !== undefined) sizes.set(id, size);
+    }
+  }
+  return { what, bootstrap, blobMeta: new Map(), reader: directory, storedSize: (hex) => sizes.get(hex) };
+}
+
+export async function lookIntoNydus(
+  reader: ImageReader,
+  loaded: LoadedImage,
+  options: LookOptions,
+): Promise<LookedImage> {
+  options.onLayer?.(0, 1, "index");
+  return await look(await openNydusImage(reader, loaded, options.signal), options);
+}
+
+export async function lookIntoRafs(
+  source: { readonly bootstrap: string; readonly blobs: string },
+  options: LookOptions = {},
+): Promise<LookedImage> {
+  return await look(await openRafs(source), options);
+}
+
+async function look(parts: NydusParts, options: LookOptions): Promise<LookedImage> {
+  const { bootstrap } = parts;
+  const { tree } = bootstrap;
+  // a listing needs no blob: they are opened when the first content is read
+  let opened: Promise<UnitContent> | null = null;
+  const open = () => {
+    opened ??= openContent(parts, options.signal);
+    return opened;
+  };
+  const hashes = options.hashContents ? await (await open()).hashAll(options.signal) : null;
+  return {
+    kind: "nydus",
+    layers: [
+      {
+        tree,
+        contentSha256: hashes === null ? null : (inode) => hashes.get(inode)!,
+        async *content(inode, signal) {
+          yield* (await open()).read(inode, signal);
+        },
+      },
+    ],
+    merged: mergeTrees([tree]),
+    origin(inode) {
+      const blobs = new Set<string>();
+      for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++)
+        blobs.add(`sha256:${bootstrap.blobs[Math.floor(tree.segmentAddress[segment]! / ADDRESS_SPACE)]!.id}`);
+      return { blobs: [...blobs] };
+    },
+    reason: null,
+  };
+}
+
+/** Chunk arrays of all blobs, then units over them. */
+async function openContent(parts: NydusParts, signal: AbortSignal | undefined): Promise<UnitContent> {
+  const { bootstrap, reader } = parts;
+  const stored = bootstrap.blobs.map((blob) => {
+    const { data, meta } = blobDescriptors(blob, parts.storedSize);
+    return { blob, data: reader.openBlob(data), meta: reader.openBlob(meta) };
+  });
+  const infos = await Promise.all(
+    stored.map(({ blob, meta }) =>
+      openChunkInfo(blob, parts.blobMeta.get(digestHex(meta.descriptor.digest)), (start, end) =>
+        meta.readRange(start, end, { signal }),
+      ),
+    ),
+  );
+  const sizes = stored.map(({ data }) => data.descriptor.size);
+  return new UnitContent(
+    openNydus(bootstrap, infos, sizes, parts.what),
+    stored.map(({ data }) => data),
+  );
+}
