@@ -1,6 +1,6 @@
 /**
  * `npm run bundle [-- --out DIR]`: makes DIR (default dist/package) an installable headstart for this machine's architecture: bin/headstart, one bundle a program and a worker thread in dist/,
- * koffi (its binary cannot be bundled) and the pinned Node in node_modules/. Copy the folder to a node, or `npm pack` it: both are listed as bundled dependencies.
+ * the packages that have a binary and the pinned Node in node_modules/. Copy the folder to a node, or `npm pack` it: they are listed as bundled dependencies.
  *
  * An installed daemon runs this rather than the sources: half the idle memory, and a start without type stripping (docs/internals/threads.md has figures).
  */
@@ -9,6 +9,7 @@ import {
   chmodSync,
   copyFileSync,
   cpSync,
+  existsSync,
   globSync,
   linkSync,
   mkdirSync,
@@ -28,6 +29,15 @@ const PROGRAMS: Readonly<Record<string, string>> = {
   headstart: "src/cli/main.ts",
   supervisor: "src/supervisor/main.ts",
   server: "src/daemon/main.ts",
+};
+
+/** Packages with a binary, which no bundle can hold, and Node itself: which of their files the package gets. */
+const UNBUNDLED: Readonly<Record<string, RegExp>> = {
+  koffi: /^(package\.json|LICENSE\.txt|index\.c?js|src\/.*\.c?js)$/,
+  [`@koromix/koffi-linux-${architecture}`]: /^(package\.json|index\.js|linux_\w+\/koffi\.node)$/,
+  "lz4-napi": /^(package\.json|LICENSE|index\.js)$/,
+  [`@antoniomuso/lz4-napi-linux-${architecture}-gnu`]: /^(package\.json|.*\.node)$/,
+  [`node-linux-${architecture}`]: /^(package\.json|LICENSE|bin\/node)$/,
 };
 
 /** Every `x.worker.ts` is an entry of its own, x.worker.mjs beside the programs: names must differ across folders. */
@@ -68,7 +78,7 @@ async function bundle(out: string): Promise<string[]> {
     platform: "node",
     format: "esm",
     target: "node26",
-    external: ["koffi"],
+    external: Object.keys(UNBUNDLED),
     plugins: [workerUrls],
     // names stay, for stack traces; ASCII alone, since V8 keeps a source with one wider character at two bytes each
     minifyWhitespace: true,
@@ -126,6 +136,7 @@ function place(from: string, to: string): void {
 
 function placePackage(name: string, out: string, wanted: RegExp): void {
   const from = join(root, "node_modules", name);
+  if (!existsSync(from)) throw new Error(`${from} is missing: run npm ci`);
   for (const file of globSync("**/*", { cwd: from })) {
     if (wanted.test(file)) place(join(from, file), join(out, "node_modules", name, file));
   }
@@ -133,22 +144,18 @@ function placePackage(name: string, out: string, wanted: RegExp): void {
 
 const { values } = parseArgs({ options: { out: { type: "string", default: join(root, "dist/package") } } });
 const out = values.out;
-const node = `node-linux-${architecture}`;
-const binary = `@koromix/koffi-linux-${architecture}`;
 rmSync(out, { recursive: true, force: true });
 const inputs = await bundle(join(out, "dist"));
 mkdirSync(join(out, "bin"));
 copyFileSync(join(root, "bin/headstart"), join(out, "bin/headstart"));
 chmodSync(join(out, "bin/headstart"), 0o755);
 for (const file of ["LICENSE", "README.md", "CHANGELOG.md"]) copyFileSync(join(root, file), join(out, file));
-cpSync(join(root, "docs"), join(out, "docs"), { recursive: true });
+for (const folder of ["docs", "deploy"]) cpSync(join(root, folder), join(out, folder), { recursive: true });
 writeFileSync(join(out, "THIRD-PARTY.md"), notices(inputs));
-placePackage("koffi", out, /^(package\.json|LICENSE\.txt|index\.c?js|src\/.*\.c?js)$/);
-placePackage(binary, out, /^(package\.json|index\.js|linux_\w+\/koffi\.node)$/);
-placePackage(node, out, /^(package\.json|LICENSE|bin\/node)$/);
+for (const [name, files] of Object.entries(UNBUNDLED)) placePackage(name, out, files);
 const { name, version, description, license, type, bin } = readPackage(root);
 const bundled = Object.fromEntries(
-  ["koffi", binary, node].map((each) => [each, readPackage(join(root, "node_modules", each)).version]),
+  Object.keys(UNBUNDLED).map((each) => [each, readPackage(join(root, "node_modules", each)).version]),
 );
 const manifest = {
   name,

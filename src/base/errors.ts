@@ -103,7 +103,7 @@ export const ERRORS = {
   HS_EROFS_LIMIT: { kind: "unsupported", hint: "the layer holds something that EROFS cannot represent" },
   HS_EROFS_INVALID: {
     kind: "corrupt",
-    hint: "the EROFS image is damaged; remove the layer (`headstart rm`) and pull again",
+    hint: "the EROFS image is damaged; remove the container image, and pull it again",
   },
   // layer, fetch
   HS_LAYER_BROKEN: { kind: "corrupt", hint: "see `headstart status`; remove the image and pull it again" },

@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { cpSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import { isBuiltin } from "node:module";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { readCriLog } from "../../src/sandbox/cri-client.ts";
@@ -81,4 +82,14 @@ test("the package has a bundle for every worker thread, and says which packages 
   for (const name of manifest.bundleDependencies)
     assert.ok(existsSync(join(out, "node_modules", name, "package.json")));
   assert.match(readFileSync(join(out, "THIRD-PARTY.md"), "utf8"), /^## undici \d/m);
+  const loaded = /createRequire\w*\(import\.meta\.url\)\("([^"]+)"\)|\bfrom"([^"]+)"|\bimport\("([^"]+)"\)/g;
+  for (const bundle of bundles) {
+    for (const match of readFileSync(join(out, "dist", bundle), "utf8").matchAll(loaded)) {
+      const name = match[1] ?? match[2] ?? match[3]!;
+      assert.ok(
+        isBuiltin(name) || manifest.bundleDependencies.includes(name),
+        `${bundle} loads ${name}, which the package lacks`,
+      );
+    }
+  }
 });

@@ -7,12 +7,6 @@ import { loadConfig, printConfig } from "../../daemon/config.ts";
 
 export const DEFAULT_CONFIG = "/etc/headstart/config.toml";
 
-/**
- * For glibc: by itself it learns from the first freed buffer of 4 MiB to keep such buffers, in an arena per thread. Given back at once they cost nothing that can be measured, and a daemon that has
- * filled an image holds a fifth less (`npm run bench -- memory`).
- */
-const MALLOC = { MALLOC_ARENA_MAX: "2", MALLOC_MMAP_THRESHOLD_: "262144" };
-
 interface DaemonOptions {
   readonly config?: string;
   readonly root?: string;
@@ -92,6 +86,6 @@ Examples:
         ? [...base, "--teardown", ...(options.force ? ["--force"] : [])]
         : [...base, "--", process.execPath, ...server, ...(file.explicit ? ["--explicit-config"] : [])];
       // execve: the process that was started is the supervisor, for systemd and for whoever holds its pid
-      process.execve?.(process.execPath, args, { ...MALLOC, ...process.env } as Record<string, string>);
+      process.execve?.(process.execPath, args, { ...process.env } as Record<string, string>);
     });
 }

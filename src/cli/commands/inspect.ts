@@ -60,6 +60,11 @@ function isFile(name: string): boolean {
 }
 
 async function inspectSource(name: string, options: SourceOptions): Promise<Inspected> {
+  // a mistyped file name is no image of Docker Hub
+  if (/^\.{0,2}\//.test(name) || !/[/:]/.test(name))
+    throw new HeadstartError("HS_NOT_FOUND", {
+      what: `${name}: no such file (an image of Docker Hub is docker://${name})`,
+    });
   parseSource(name);
   await using reader = await openNamed(name, options);
   const descriptor = await reader.resolve();

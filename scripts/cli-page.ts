@@ -1,0 +1,101 @@
+/** docs/cli.md: the help of every command as it is printed, and what --json prints. Written by `npm run pages`. */
+
+import type { Command } from "commander";
+import { buildProgram } from "../src/cli/program.ts";
+
+/** What --json prints, by command. */
+const JSON_SHAPES: Readonly<Record<string, string>> = {
+  run: `One object. Times are milliseconds from the request to pull; \`bytes\` and \`requests\` are what the registry gave until the container was ready, \`faults\` the reads that waited for it. \`ratio\` is the plain
+pull's \`readyMs\` over the lazy one's.
+
+\`\`\`json
+{"image": {"ref": "…", "digest": "sha256:…", "bytes": 153657344, "layers": 4},
+ "runs": [{"mode": "lazy", "readyMs": 3867, "pullMs": 306, "bytes": 84512345, "requests": 63, "faults": 7},
+          {"mode": "overlayfs", "readyMs": 16775, "pullMs": 16568, "bytes": 153664021, "requests": 7, "faults": 0}],
+ "ratio": 4.34}
+\`\`\``,
+  convert: `One object. \`before\` and \`manifest\` are the image manifest's digests before and after; \`index\` is null where no layer can be indexed, a layer's \`ztoc\` null with a \`reason\`. \`reused\`: the source had it.
+
+\`\`\`json
+{"destination": "docker://…", "digest": "sha256:…",
+ "images": [{"platform": {"os": "linux", "architecture": "amd64"}, "before": "sha256:…", "manifest": "sha256:…", "index": "sha256:…",
+             "layers": [{"layer": "sha256:…", "size": 944527, "ztoc": {"digest": "sha256:…", "size": 124224, "reused": false}, "reason": null}]}]}
+\`\`\``,
+  "index create": `One object for each image. \`index\` is a descriptor, or null where no layer can be indexed; \`layers\` as in \`convert\`.
+
+\`\`\`json
+{"platform": {"os": "linux", "architecture": "amd64"}, "manifest": "sha256:…", "index": {"mediaType": "…", "digest": "sha256:…", "size": 1648}, "layers": []}
+\`\`\``,
+  "index push": `One object for each image. \`pushed\` is a descriptor, or null with a \`reason\`; \`existing\` are the indexes that the image had there before.
+
+\`\`\`json
+{"platform": {"os": "linux", "architecture": "amd64"}, "manifest": "sha256:…", "pushed": {"mediaType": "…", "digest": "sha256:…", "size": 1648}, "reason": null, "existing": []}
+\`\`\``,
+  "index ls": `One object for each index. \`version\` 2 is bound by the image's manifest, 1 refers to it. One that cannot be read has a \`reason\`.
+
+\`\`\`json
+{"version": 1, "platform": {"os": "linux", "architecture": "amd64"}, "manifest": "sha256:…", "index": {"mediaType": "…", "digest": "sha256:…", "size": 1648}, "ztocs": 3, "prefetch": 0, "buildTool": "headstart 0.1.0", "reason": null}
+\`\`\``,
+  "index rm": `\`\`\`json
+{"removed": ["sha256:…"], "dryRun": false}
+\`\`\``,
+  "image ls": "One object an entry: `name`, and the fields of [tree lines](formats.md#tree-lines) without `sha256`.",
+  "image tree": "One object an entry: [tree lines](formats.md#tree-lines).",
+  "image stat":
+    "One object: the fields of [tree lines](formats.md#tree-lines) without `sha256`, `layer` (position, 0 is the lowest) and `layer_digest`.",
+  inspect:
+    "One object. `kind` is `ztoc`, `soci-index`, `soci-prefetch`, `oci-index`, `oci-manifest`, `oci-config`, `erofs` or `layer-blob`; the other fields are what such a thing says. Of a source `digest` and `size` too.",
+  check: `One object. \`what\` is \`missing\`, \`extra\` or the attribute that differs; \`left\` is the plain unpack, \`right\` headstart.
+
+\`\`\`json
+{"equal": false, "entries": 12034, "bytes": 336102912, "differences": [{"path": "/etc/motd", "what": "mode", "left": "0644", "right": "0600"}]}
+\`\`\``,
+  "volume build":
+    "One object for each volume: `output`, with `--dry-run` also `dryRun` and `sizes`, and the volume manifest: `{schema, target, platform, snapshotter, images: [{refs, digest, mediaType, manifest, config, pinned, layers}], options, tool}`.",
+  "volume inspect":
+    "One object `{kind, schemaVersion, namespaces: [{name, images, blobs, snapshots}], overlayfs: [{id, name, kind, parent, inodes, size}]}`.",
+  status: "One object `{images, layers, mounts}`: the [status API](operations.md#status) of the daemon.",
+};
+
+function helpText(command: Command): string {
+  let text = "";
+  command.configureOutput({
+    getOutHelpWidth: () => 100,
+    writeOut: (part) => {
+      text += part;
+    },
+  });
+  command.outputHelp();
+  return text.trim();
+}
+
+function section(command: Command, path: string): string[] {
+  const shape = JSON_SHAPES[path];
+  const own = `## headstart ${path}\n\n\`\`\`\n${helpText(command)}\n\`\`\`\n${shape === undefined ? "" : `\n\`--json\`: ${shape}\n`}`;
+  return [own, ...command.commands.flatMap((child) => section(child, `${path} ${child.name()}`))];
+}
+
+export function cliPage(): string {
+  const program = buildProgram();
+  return `# Command line
+
+From a checkout the command is \`bin/headstart\`; installed it is \`headstart\`.
+
+- Standard output has the answer alone: text for people, or with \`--json\` one object (or one object a line, for lists). Progress, notes and errors go to standard error; no progress when that is no terminal.
+- Exit status: 0 success; 1 the answer is no (\`check\` found a difference); 2 wrong usage; 3 the work failed.
+- An error is two lines: \`headstart: [CODE] what and where\`, then what to do. Codes are stable: [errors](errors.md). \`--debug\` adds where in the program it arose.
+- Registry access is taken from where it already is: \`docker login\` files and credential helpers, or \`--creds\`; mirrors, plain HTTP and own authorities from containerd's \`hosts.toml\` directories.
+
+Written by \`npm run pages\` from the help texts.
+
+\`\`\`
+${helpText(program)}
+\`\`\`
+
+${program.commands.flatMap((command) => section(command, command.name())).join("\n")}`;
+}
+
+/** Commands that print JSON and those that are described: the same, as a test demands. */
+export function describedShapes(): string[] {
+  return Object.keys(JSON_SHAPES);
+}
