@@ -154,9 +154,9 @@ test("crashes and reboots", async (t) => {
       const half = makeImage(place, true);
       const whole = makeImage(place, false);
       const claimed = makeImage(place, true);
-      assert.equal((await runShell(node, pod, whole.reference, READ)).output, whole.printed);
-      await place.eventually(async () => assert.equal((await layerLine(whole.blob)).state, "sealed"));
-      await cri.pull(claimed.reference);
+      assert.equal((await run(whole.reference)).output, whole.printed);
+      await place.eventually(async () => assert.equal((await layerLine(whole.blob))?.state, "sealed"));
+      await patiently(() => cri.pull(claimed.reference));
       await open(half.reference);
       await place.eventually(async () => assert.notEqual((await layerLine(half.blob))?.diskBytes ?? 0, 0));
 
@@ -172,11 +172,8 @@ test("crashes and reboots", async (t) => {
       pod = await patiently(() => cri.runPod("second"));
       for (const { reference, printed } of [half, whole, claimed]) {
         const name = `again${++seed}`;
-        const container = await cri.createContainer(pod, {
-          name,
-          image: reference,
-          command: ["/bin/sh", "-c", READ],
-        });
+        const command = ["/bin/sh", "-c", READ];
+        const container = await patiently(() => cri.createContainer(pod, { name, image: reference, command }));
         await cri.startContainer(container);
         assert.equal(await cri.waitForExit(container), 0);
         assert.equal(readCriLog(container.logPath), printed);
