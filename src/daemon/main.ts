@@ -107,7 +107,9 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
   });
   serveAgain = async (id) => {
     try {
-      mounts.serve(await store.get(id));
+      const layer = await store.get(id);
+      images.maker.attach(layer);
+      mounts.serve(layer);
       images.maker.start(id);
     } catch (error) {
       log.error({ event: "mount:orphan", layer: id, error: describeError(error) }, "a mounted layer cannot be served");

@@ -39,6 +39,8 @@ export class LayerMaker {
   readonly #pulls: Limit;
   /** Each ends the use of a blob's source, by layer and reference. */
   readonly #sources = new Map<number, Map<string, () => void>>();
+  /** Those whose sources end when they are complete. */
+  readonly #attached = new WeakSet<LayerImage>();
   /** Layers whose completion waits for their first mount. */
   readonly #waiting = new Map<number, { readonly layer: LayerImage; readonly timer: NodeJS.Timeout }>();
   /** What went wrong last, by layer, for the status. */
@@ -123,8 +125,6 @@ export class LayerMaker {
     const row = store.row(id);
     if (row === null) throw new HeadstartError("HS_NOT_FOUND", { what: `layer ${id}` });
     if (row.format === EAGER) return await this.#eager(row);
-    // containers that have a broken one mounted go on reading what can be verified
-    if (row.state.t === "broken" && store.opened(id) !== null) this.addSource(row, unpackSource(row.source).reference);
     const standIn = this.#refused.has(id) ? this.standIn(id) : this.#wholeStandIn(row);
     if (standIn !== null) return await this.ready(standIn);
     try {
@@ -228,19 +228,29 @@ export class LayerMaker {
   /** From here on reads of the layer's holes have a source, and it is being completed. */
   #serve(layer: LayerImage, row: LayerRow): void {
     if (layer.isComplete) return;
-    if (!this.#sources.has(layer.id)) {
-      this.addSource(row, unpackSource(row.source).reference);
-      const end = () => this.#endSources(layer.id);
-      // one that broke may be mounted: `remove` ends its sources
-      layer.whenComplete().then(end, (error) => {
-        if (!isHeadstartError(error, "HS_LAYER_BROKEN")) end();
-      });
-    }
+    this.#attach(layer, row);
     if (this.#options.background && layer.state.t === "lazy" && !this.#waiting.has(layer.id)) {
       // nobody may ever mount it: a pull ahead of time
       const timer = setTimeout(() => this.#complete(layer.id), UNMOUNTED_MS).unref();
       this.#waiting.set(layer.id, { layer, timer });
     }
+  }
+
+  /** The holes of a layer that is mounted already, by a process of before, have a source from now on. Before it is served again; then `start`. */
+  attach(layer: LayerImage): void {
+    const row = this.#options.store.row(layer.id);
+    if (row !== null && !layer.isComplete) this.#attach(layer, row);
+  }
+
+  #attach(layer: LayerImage, row: LayerRow): void {
+    if (this.#attached.has(layer)) return;
+    this.#attached.add(layer);
+    this.addSource(row, unpackSource(row.source).reference);
+    const end = () => this.#endSources(layer.id);
+    // one that broke may be mounted: `remove` ends its sources
+    layer.whenComplete().then(end, (error) => {
+      if (!isHeadstartError(error, "HS_LAYER_BROKEN")) end();
+    });
   }
 
   /**
