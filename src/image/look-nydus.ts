@@ -10,11 +10,14 @@ import { ADDRESS_SPACE } from "../erofs/file-tree.ts";
 import { mergeTrees } from "../erofs/overlay.ts";
 import { type NydusBootstrap, readBootstrap } from "../formats/nydus/bootstrap.ts";
 import { readBootstrapLayer } from "../formats/nydus/bootstrap-layer.ts";
-import { blobDescriptors, checkBlobsBound, readNydusManifest } from "../formats/nydus/manifest.ts";
+import { type BootstrapFacts, bootstrapFacts } from "../formats/nydus/inspect.ts";
+import { blobDescriptors, checkBlobsBound, isNydusManifest, readNydusManifest } from "../formats/nydus/manifest.ts";
 import { NYDUS_LIMITS } from "../formats/nydus/ondisk.ts";
 import { openChunkInfo, openNydus } from "../formats/nydus/open.ts";
 import { BlobDirectory } from "../oci/blob-directory.ts";
-import type { LoadedImage } from "../oci/manifest.ts";
+import type { Descriptor } from "../oci/descriptor.ts";
+import { type LoadedImage, loadManifest, parseManifest } from "../oci/manifest.ts";
+import { isManifestType } from "../oci/media-types.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { UnitContent } from "./content.ts";
 import type { LookedImage, LookOptions } from "./look.ts";
@@ -87,6 +90,26 @@ export async function lookIntoRafs(
   options: LookOptions = {},
 ): Promise<LookedImage> {
   return await look(await openRafs(source), options);
+}
+
+export interface RafsFacts extends BootstrapFacts {
+  /** Hex ids of blobs that are not in the folder. */
+  readonly missingBlobs: readonly string[];
+}
+
+/** Throws what `openRafs` throws. */
+export async function inspectRafs(source: { readonly bootstrap: string; readonly blobs: string }): Promise<RafsFacts> {
+  const { bootstrap, storedSize } = await openRafs(source);
+  const ids = bootstrap.blobs.flatMap((blob) => (blob.metaBlob === null ? [blob.id] : [blob.id, blob.metaBlob.id]));
+  return { ...bootstrapFacts(bootstrap), missingBlobs: ids.filter((id) => storedSize(id) === undefined) };
+}
+
+/** Null when `descriptor` is no manifest of a Nydus image. Fetches the bootstrap layer. */
+export async function inspectNydusImage(reader: ImageReader, descriptor: Descriptor): Promise<BootstrapFacts | null> {
+  if (!isManifestType(descriptor.mediaType)) return null;
+  const manifest = parseManifest(await reader.readManifest(descriptor), `manifest ${descriptor.digest}`);
+  if (!isNydusManifest(manifest)) return null;
+  return bootstrapFacts((await openNydusImage(reader, await loadManifest(reader, descriptor))).bootstrap);
 }
 
 async function look(parts: NydusParts, options: LookOptions): Promise<LookedImage> {

@@ -8,8 +8,13 @@ import { LIMITS } from "../../base/limits.ts";
 import { checkErofs } from "../../erofs/check.ts";
 import { openErofs } from "../../erofs/read.ts";
 import { fdSource } from "../../erofs/source.ts";
+import { looksLikeBlob, readBlobTail } from "../../formats/nydus/blob-tail.ts";
+import { sniffBootstrap } from "../../formats/nydus/bootstrap.ts";
+import { inspectBootstrap } from "../../formats/nydus/inspect.ts";
+import { NYDUS_LIMITS } from "../../formats/nydus/ondisk.ts";
 import { readPrefetch, readSociIndex } from "../../formats/soci/index.ts";
 import { inspectZtoc } from "../../formats/soci/inspect.ts";
+import { inspectNydusImage, inspectRafs } from "../../image/look-nydus.ts";
 import { parseConfig, parseIndex, parseManifest } from "../../oci/manifest.ts";
 import { parseSource } from "../../oci/reference.ts";
 import { addSourceOptions, openNamed, type SourceOptions } from "../sources.ts";
@@ -23,7 +28,10 @@ export interface Inspected {
     | "oci-manifest"
     | "oci-config"
     | "erofs"
-    | "layer-blob";
+    | "layer-blob"
+    | "rafs-bootstrap"
+    | "rafs-image"
+    | "nydus-blob";
   readonly [field: string]: unknown;
 }
 
@@ -33,14 +41,14 @@ export function registerInspect(program: Command): void {
       .command("inspect <file-or-source>")
       .summary("decode an index, manifest or layer file")
       .description(
-        "Decode a zTOC, SOCI index, prefetch artifact, OCI manifest, index or configuration, or an EROFS layer file: recognised by content.",
+        "Decode a zTOC, SOCI index, prefetch artifact, OCI manifest, index or configuration, a Nydus bootstrap or blob, or an EROFS layer file: recognised by content.",
       )
       .option("--entries", "of a zTOC: list every entry with its spans"),
   )
     .option("--json", "one object; `kind` says what it was")
     .addHelpText(
       "after",
-      "\nExamples:\n  headstart inspect ./layer.ztoc --entries\n  headstart inspect docker://HOST/REPO:TAG --json\n",
+      "\nExamples:\n  headstart inspect ./layer.ztoc --entries\n  headstart inspect docker://HOST/REPO:TAG --json\n  headstart inspect rafs:./image.boot:./blobs\n",
     )
     .action(async (name: string, options: SourceOptions & { json?: boolean; entries?: boolean }) => {
       const found = isFile(name)
@@ -65,23 +73,36 @@ async function inspectSource(name: string, options: SourceOptions): Promise<Insp
     throw new HeadstartError("HS_NOT_FOUND", {
       what: `${name}: no such file (an image of Docker Hub is docker://${name})`,
     });
-  parseSource(name);
+  const source = parseSource(name);
+  if (source.kind === "rafs") return { kind: "rafs-image", ...(await inspectRafs(source)) };
   await using reader = await openNamed(name, options);
   const descriptor = await reader.resolve();
+  const nydus = await inspectNydusImage(reader, descriptor);
   return {
     ...inspectJson(await reader.readManifest(descriptor), name)!,
     digest: descriptor.digest,
     size: descriptor.size,
+    ...(nydus !== null && { nydus }),
   };
 }
 
 const EROFS_MAGIC = 0xe0f5e1e2;
+/** Reaches to the end of an EROFS superblock. */
+const HEAD_BYTES = 1152;
 
 async function inspectFile(path: string, entries: boolean): Promise<Inspected> {
   const { size } = statSync(path);
-  const head = readHead(path, 1028);
+  const head = readHead(path, HEAD_BYTES);
   const view = new DataView(head.buffer, head.byteOffset, head.byteLength);
+  if (sniffBootstrap(head) !== null) {
+    if (size > NYDUS_LIMITS.bootstrapBytes)
+      throw new HeadstartError("HS_LIMIT", { what: `${path}: a bootstrap of ${size} bytes` });
+    return { kind: "rafs-bootstrap", ...inspectBootstrap(await readFile(path), path) };
+  }
   if (head.byteLength >= 1028 && view.getUint32(1024, true) === EROFS_MAGIC) return inspectErofs(path);
+  // before what the first bytes say: those of a blob are its first chunk, often a zstd frame
+  const blob = inspectNydusBlob(path);
+  if (blob !== null) return { kind: "nydus-blob", size, ...blob };
   if (head[0] === 0x1f && head[1] === 0x8b) return { kind: "layer-blob", compression: "gzip", size };
   if (view.byteLength >= 4 && view.getUint32(0, true) === 0xfd2fb528)
     return { kind: "layer-blob", compression: "zstd", size };
@@ -105,6 +126,17 @@ function readHead(path: string, count: number): Buffer {
   try {
     const head = Buffer.alloc(count);
     return head.subarray(0, readSync(fd, head, 0, count, 0));
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** Null when it does not end as a blob does. */
+function inspectNydusBlob(path: string) {
+  const fd = openSync(path, "r");
+  try {
+    const source = fdSource(fd);
+    return looksLikeBlob(source) ? readBlobTail(source, path) : null;
   } finally {
     closeSync(fd);
   }

@@ -1,8 +1,6 @@
-/** Bootstraps and blobs for people. */
+/** A bootstrap for people: what it says of itself, its blobs and its chunks. */
 
 import { FileType } from "../../erofs/file-tree.ts";
-import type { ErofsSource } from "../../erofs/source.ts";
-import { type BlobTail, readBlobTail } from "./blob-tail.ts";
 import { type NydusBootstrap, readBootstrap } from "./bootstrap.ts";
 import { BlobFeature, COMPRESSOR_NAMES } from "./ondisk.ts";
 
@@ -72,11 +70,6 @@ export function bootstrapFacts(bootstrap: NydusBootstrap): BootstrapFacts {
       metaBlob: blob.metaBlob?.id ?? null,
     })),
   };
-}
-
-/** Throws what `readBlobTail` throws. */
-export function inspectBlob(source: ErofsSource, what: string): BlobTail {
-  return readBlobTail(source, what);
 }
 
 function featureNames(features: number): string[] {
