@@ -46,7 +46,9 @@ function imports(): Import[] {
     if (!entry.isFile() || !entry.name.endsWith(".ts") || entry.name.endsWith(".test.ts")) continue;
     const file = join(entry.parentPath, entry.name);
     const text = readFileSync(file, "utf8");
-    for (const match of text.matchAll(/(?:^|\n)\s*(?:import|export)\b[^"';]*?\bfrom\s*"([^"]+)"|\bimport\(\s*"([^"]+)"\s*\)|(?:^|\n)import\s*"([^"]+)"/g)) {
+    for (const match of text.matchAll(
+      /(?:^|\n)\s*(?:import|export)\b[^"';]*?\bfrom\s*"([^"]+)"|\bimport\(\s*"([^"]+)"\s*\)|(?:^|\n)import\s*"([^"]+)"/g,
+    )) {
       found.push({ file, specifier: (match[1] ?? match[2] ?? match[3])! });
     }
   }
@@ -66,7 +68,9 @@ test("module dependencies point downwards", () => {
 
 test("every folder of src is in the table", () => {
   const folders = readdirSync(source, { withFileTypes: true }).filter((entry) => entry.isDirectory());
-  const unknown = folders.map((entry) => entry.name).filter((name) => !LEVEL.has(name) && name !== "supervisor" && name !== "gen");
+  const unknown = folders
+    .map((entry) => entry.name)
+    .filter((name) => !LEVEL.has(name) && name !== "supervisor" && name !== "gen");
   assert.deepEqual(unknown, []);
 });
 

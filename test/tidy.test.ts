@@ -14,7 +14,9 @@ const files = execFileSync("git", ["ls-files"], { cwd: root, encoding: "utf8" })
 const read = (file: string) => readFileSync(join(root, file), "utf8");
 
 test("docs/errors.md documents exactly the error codes that exist", () => {
-  const documented = [...read("docs/errors.md").matchAll(/^\| `(HS_[A-Z0-9_]+)` \| ([a-z-]+) \|/gm)].map((match) => `${match[1]} ${match[2]}`);
+  const documented = [...read("docs/errors.md").matchAll(/^\| `(HS_[A-Z0-9_]+)` \| ([a-z-]+) \|/gm)].map(
+    (match) => `${match[1]} ${match[2]}`,
+  );
   const existing = Object.entries(ERRORS).map(([code, entry]) => `${code} ${entry.kind}`);
   assert.deepEqual(documented.toSorted(), existing.toSorted());
 });
@@ -30,12 +32,16 @@ test("links between documents lead to files that exist", () => {
 });
 
 test("no source file has leftovers", () => {
-  const marks = new RegExp(["TO" + "DO", "FIX" + "ME", "X" + "XX", "not " + "implemented", "\\.on" + "ly\\(", "debug" + "ger;"].join("|"));
+  const marks = new RegExp(
+    ["TO" + "DO", "FIX" + "ME", "X" + "XX", "not " + "implemented", "\\.on" + "ly\\(", "debug" + "ger;"].join("|"),
+  );
   const found = files.filter((file) => file.endsWith(".ts") && !file.startsWith("src/gen/") && marks.test(read(file)));
   assert.deepEqual(found, []);
 });
 
 test("no tracked file is larger than 2 MiB", () => {
-  const large = files.filter((file) => statSync(join(root, file)).size > 2 * 1024 * 1024 && !file.startsWith("test/golden/fixture/"));
+  const large = files.filter(
+    (file) => statSync(join(root, file)).size > 2 * 1024 * 1024 && !file.startsWith("test/golden/fixture/"),
+  );
   assert.deepEqual(large, []);
 });
