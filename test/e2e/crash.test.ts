@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { readdirSync, readFileSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { sha256 } from "../../src/base/digest.ts";
@@ -15,6 +15,7 @@ import { readCriLog } from "../../src/sandbox/cri-client.ts";
 import { layerOf } from "../../src/sandbox/image-builder.ts";
 import { mountsUnder } from "../../src/sandbox/inventory.ts";
 import type { SandboxNode } from "../../src/sandbox/node.ts";
+import { Child } from "../../src/sandbox/process.ts";
 import { killAndWait, unmountAll } from "../../src/sandbox/sweep.ts";
 import { indexed } from "../suites/soci-image.ts";
 import { noise } from "../suites/soci-sample.ts";
@@ -23,14 +24,15 @@ import { FakePlace, runShell } from "./fake-place.ts";
 
 /** Slow enough that there is a middle of everything. */
 const BYTES_PER_SECOND = 6 * MiB;
-const FILE_BYTES = 10 * MiB;
+const FILE_BYTES = 5 * MiB;
+const COMMAND = join(dirname(dirname(import.meta.dirname)), "bin/headstart");
 const READ = "sha256sum /data/big";
 
 let seed = 9000;
 
-function makeImage(place: FakePlace, lazy: boolean) {
+function makeImage(place: FakePlace, lazy: boolean, bytes = FILE_BYTES) {
   seed++;
-  const data = noise(FILE_BYTES, seed);
+  const data = noise(bytes, seed);
   const layer = layerOf([{ path: "data/big", data }]);
   const part = lazy ? indexed(layer, 131_072) : { layer, ztoc: null };
   const { reference } = place.image(`crash/${seed}`, [part]);
@@ -90,7 +92,7 @@ test("crashes and reboots", async (t) => {
   };
 
   await t.test("the server is killed three times while a container reads: the read completes", async () => {
-    const { reference, printed } = makeImage(place, true);
+    const { reference, printed } = makeImage(place, true, 2 * FILE_BYTES);
     const container = await open(reference);
     const reading = cri.exec(container, ["/bin/sh", "-c", READ], 60);
     for (let kill = 0; kill < 3; kill++) {
@@ -147,6 +149,28 @@ test("crashes and reboots", async (t) => {
     delete env.HEADSTART_FAILPOINTS;
     await headstart.restart();
   });
+
+  await t.test(
+    "the supervisor is killed: the server serves on, and the next supervisor takes over from it",
+    async () => {
+      const { reference, printed } = makeImage(place, true);
+      const container = await open(reference);
+      const reading = cri.exec(container, ["/bin/sh", "-c", READ], 60);
+      process.kill(headstart.pid, "SIGKILL");
+      await sleep(500);
+      const before = headstart.serverPid;
+      await using _ = await Child.start(COMMAND, ["daemon", "--config", headstart.places.config], {
+        env,
+        logFile: headstart.places.log,
+      });
+      await place.eventually(async () => assert.notEqual(headstart.serverPid, before));
+      assert.equal((await reading).stdout, printed, (await reading).stderr);
+      await place.eventually(async () => assert.ok(await headstart.status("/v1/layers")));
+      assert.match(readFileSync(headstart.places.log, "utf8"), /took the FUSE descriptor over/);
+      await cri.removeContainer(container);
+    },
+  );
+  await headstart.restart();
 
   await t.test(
     "the machine goes down: all that was claimed starts again without a pull, and removal frees the disk",

@@ -84,9 +84,9 @@ export class FakePlace implements AsyncDisposable {
     return registry;
   }
 
-  /** Repeats `check` until it passes or ten seconds are over. */
+  /** Repeats `check` until it passes or half a minute is over. */
   async eventually(check: () => Promise<void>): Promise<void> {
-    const deadline = Date.now() + 10_000;
+    const deadline = Date.now() + 30_000;
     for (;;) {
       try {
         return await check();
