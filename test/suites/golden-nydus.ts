@@ -135,3 +135,8 @@ export function chunkInfos(bootstrap: NydusBootstrap): (ChunkInfo | null)[] {
     return chunkInfoFromBlob(blob, stored);
   });
 }
+
+/** What nydusd keeps beside its cache of blob 0 of `v6-zstd-1m`. */
+export function nydusBlobFile(suffix: "blob.meta"): Buffer {
+  return readFileSync(join(GOLDEN, "cache", `${nydusVariants["v6-zstd-1m"]!.layers["layer-1"]}.${suffix}`));
+}
