@@ -1,11 +1,15 @@
 /** ext4 images as files and as mounts, for tests: a tree is written with data made from addresses, checked by e2fsck, mounted through a loop device. */
 
 import { execFileSync, spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { open } from "node:fs/promises";
 import type { FileTree } from "../../src/erofs/file-tree.ts";
+import { type TreeLine, treeLines } from "../../src/erofs/tree-lines.ts";
 import { unmount } from "../../src/linux/mount.ts";
 import { type Ext4Layout, type Ext4Options, layoutExt4 } from "../../src/volume/ext4/layout.ts";
+import type { Ext4Reader } from "../../src/volume/ext4/read.ts";
 import { type ContentSource, fileSink, writeExt4 } from "../../src/volume/ext4/write.ts";
+import { type Listing, listMount, listTree } from "./erofs-image.ts";
 import { fillFromAddress } from "./random-tree.ts";
 
 export const UUID = Buffer.from("11111111222243338444555555555555", "hex");
@@ -56,4 +60,54 @@ export function fsckExt4(path: string): void {
 export function mountExt4(path: string, target: string, options = "ro,noload"): Disposable {
   execFileSync("mount", ["-t", "ext4", "-o", `loop,${options}`, path, target]);
   return { [Symbol.dispose]: () => unmount(target) };
+}
+
+/** What a mount of the layout must show; lost+found, which the writer adds, left out. */
+export function expectedListing(layout: Ext4Layout): Listing {
+  const listing = listTree(layout.tree, layout.inodeOf);
+  const links = (inode: number) => ` nlink=${layout.linksOf[inode]} `;
+  listing.set(".", listing.get(".")!.replace(` nlink=${layout.tree.nlink[0]} `, links(0)));
+  return listing;
+}
+
+export function mountedListing(root: string): Listing {
+  const listing = listMount(root);
+  listing.delete("./lost+found");
+  return listing;
+}
+
+/** Tree lines of the tree that was written, with the hashes of what addressContent gives. */
+export async function writtenLines(tree: FileTree): Promise<TreeLine[]> {
+  return await collect(
+    treeLines(tree, {
+      sha256: (inode) => {
+        const bytes = new Uint8Array(tree.size[inode]!);
+        for (let at = tree.segmentStart[inode]!; at < tree.segmentStart[inode + 1]!; at++) {
+          const start = tree.segmentFileOffset[at]!;
+          fillFromAddress(bytes.subarray(start, start + tree.segmentLength[at]!), tree.segmentAddress[at]!);
+        }
+        return createHash("sha256").update(bytes).digest("hex");
+      },
+    }),
+  );
+}
+
+/** Tree lines of an image as our reader sees it, without lost+found. */
+export async function readLines(reader: Ext4Reader): Promise<TreeLine[]> {
+  const { tree, inodeOf } = reader.toFileTree();
+  const lines = await collect(
+    treeLines(tree, {
+      sha256: (inode) => {
+        const bytes = reader.read(reader.inode(inodeOf[inode]!), 0, tree.size[inode]!);
+        return createHash("sha256").update(bytes).digest("hex");
+      },
+    }),
+  );
+  return lines.filter(({ path }) => path !== "/lost+found");
+}
+
+async function collect<T>(values: AsyncIterable<T>): Promise<T[]> {
+  const list: T[] = [];
+  for await (const value of values) list.push(value);
+  return list;
 }

@@ -126,7 +126,7 @@ function markInodes(layout: Ext4Layout): Map<number, InodeSet> {
 }
 
 /** False when one of [start, end) was set before. */
-function setBits(bitmap: Uint8Array, start: number, end: number): boolean {
+export function setBits(bitmap: Uint8Array, start: number, end: number): boolean {
   let clear = true;
   for (let bit = start; bit < end; ) {
     if ((bit & 7) === 0 && end - bit >= 8) {

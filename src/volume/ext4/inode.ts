@@ -66,7 +66,7 @@ export function encodeTreeInode(layout: Ext4Layout, treeInode: number): Uint8Arr
   }
   if (type === FileType.directory) {
     size = blocksOf(extents) * BLOCK;
-    if (layout.directoryPlan(treeInode).order !== null) flags |= INDEX_FL;
+    if (layout.indexed[treeInode] === 1) flags |= INDEX_FL;
   }
   const bytes = encode({
     number,

@@ -101,6 +101,8 @@ export interface Ext4Layout {
   nodesOf(treeInode: number): readonly number[];
   namesOf(directory: number): Uint8Array[];
   directoryPlan(directory: number): DirectoryPlan;
+  /** 1: the directory has an index by hash. */
+  readonly indexed: Uint8Array;
   /** Blocks in use, ascending by first use: what the bitmaps say. */
   readonly used: readonly Range[];
 }
@@ -167,6 +169,7 @@ class TreePlan {
   readonly #linksOf: Uint32Array;
   /** Content blocks of directories and long symlinks. */
   readonly #blocksOf: Uint32Array;
+  readonly #indexed: Uint8Array;
   readonly #regions: PlannedRegion[];
   readonly #inodeMax: number;
 
@@ -179,6 +182,7 @@ class TreePlan {
     this.#hashStart = hashState(options.hashSeed);
     this.#lostFound = findLostFound(tree);
     this.#blocksOf = new Uint32Array(tree.inodeCount);
+    this.#indexed = new Uint8Array(tree.inodeCount);
     for (let inode = 0; inode < tree.inodeCount; inode++) this.#checkInode(inode);
     this.#linksOf = this.#countLinks();
     const lists = this.#regionLists();
@@ -290,6 +294,7 @@ class TreePlan {
       nodesOf: (inode) => nodes.get(inode) ?? [],
       namesOf,
       directoryPlan: (directory) => this.#planDirectory(directory),
+      indexed: this.#indexed,
       used: [...frontRanges(geometry), ...used],
     };
   }
@@ -325,9 +330,12 @@ class TreePlan {
           throw beyondExt4(`${where()}: ${tree.size[inode]} bytes, at most ${FILE_BLOCKS_MAX * BLOCK} are possible`);
         }
         break;
-      case FileType.directory:
-        this.#blocksOf[inode] = this.#planDirectory(inode).blocks;
+      case FileType.directory: {
+        const plan = this.#planDirectory(inode);
+        this.#blocksOf[inode] = plan.blocks;
+        this.#indexed[inode] = plan.order === null ? 0 : 1;
         break;
+      }
       default:
         break;
     }
