@@ -5,6 +5,7 @@
 
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import { systemClock } from "../base/clock.ts";
 import { Containerd } from "./containerd.ts";
 import { containerdPlaces } from "./containerd-config.ts";
 import type { CriClient } from "./cri-client.ts";
@@ -32,6 +33,8 @@ export interface NodeOptions {
 
 export class SandboxNode implements AsyncDisposable {
   readonly containerd: Containerd;
+  /** Before anything was pulled here, in milliseconds since 1970. */
+  readonly startedMs = systemClock.now();
   readonly #headstart: HeadstartDaemon | undefined;
 
   static async start(options: NodeOptions): Promise<SandboxNode> {
