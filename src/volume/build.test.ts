@@ -19,6 +19,7 @@ import { kernelLines } from "../../test/tools/kernel-lines.ts";
 import { type Digest, digestHex, sha256 } from "../base/digest.ts";
 import { PROJECT } from "../base/project.ts";
 import { compareTreeLines, type TreeLine } from "../erofs/tree-lines.ts";
+import { mount, unmount } from "../linux/mount.ts";
 import { parseSource } from "../oci/reference.ts";
 import { layerOf, writeImage } from "../sandbox/image-builder.ts";
 import { buildVolume, openPlan } from "./build.ts";
@@ -202,6 +203,26 @@ test("a layer that containerd refuses, a wrong blob, a wrong diffID and an inter
   const onProgress = () => stop.abort(new Error("enough"));
   await assert.rejects(build([fixture("gogz")], { output, signal: stop.signal, onProgress }), /enough/);
   assert.deepEqual(readdirSync(place), []);
+});
+
+test("a disk that gets full is an error, and leaves nothing", async () => {
+  const place = join(directory, "small");
+  mkdirSync(place);
+  const layout = join(directory, "too-large");
+  await buildImage(layout, "x", [
+    [
+      { path: "large", data: Buffer.alloc(3 << 20) },
+      { path: "more", data: "x" },
+    ],
+  ]);
+  mount({ source: "tmpfs", target: place, type: "tmpfs", flags: 0, data: "size=1m" });
+  try {
+    // its blob fits: it is the thread that fails
+    await assert.rejects(build([`oci:${layout}:x`], { output: join(place, "root") }), { code: "HS_DISK_FULL" });
+    assert.deepEqual(readdirSync(place), []);
+  } finally {
+    unmount(place);
+  }
 });
 
 test("what exists is never touched: a directory, a file, a dangling link, PATH.json", async () => {

@@ -73,8 +73,8 @@ export function stageLayer(request: StageRequest): StagedLayer {
     for (let position = 0; ; ) {
       const count = readFully(fd, buffer, position);
       if (count === 0) break;
-      // a decoder may keep what it was given: it gets its own bytes
-      decoder.push(buffer.slice(0, count));
+      // decoders are done with what they were given when they return
+      decoder.push(buffer.subarray(0, count));
       position += count;
     }
   } finally {

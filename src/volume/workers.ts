@@ -22,6 +22,8 @@ export type VolumeAnswer =
 
 /** Each holds one layer's tree while it is built; more would only wait for the disk. */
 const THREADS_MAX = 4;
+/** Entries of a tar are soon garbage: left to itself each thread lets some 100 MB of it lie. */
+const YOUNG_MIB = 8;
 
 export class VolumeWorkers implements AsyncDisposable {
   readonly #idle: Worker[] = [];
@@ -55,7 +57,10 @@ export class VolumeWorkers implements AsyncDisposable {
   }
 
   #start(): Worker {
-    const worker = new Worker(new URL("./volume.worker.ts", import.meta.url), { name: "headstart-volume" });
+    const worker = new Worker(new URL("./volume.worker.ts", import.meta.url), {
+      name: "headstart-volume",
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MIB },
+    });
     this.#all.add(worker);
     return worker;
   }

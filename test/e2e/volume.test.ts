@@ -74,6 +74,7 @@ test("a built root is a fresh containerd's own: present before any mount, kept b
   for (const image of [shellImage, fixtureImage]) await reference.cri.pull(image);
   const unpacked = { startMs, endMs: Date.now() + 1000 };
   const theirs = inspectRoot(reference.containerd.places.root);
+  let compared = 0;
   for (const layer of first!.images.filter((image) => !image.refs.includes(otherImage)).flatMap((one) => one.layers)) {
     const known = theirs.overlayfs.find((snapshot) => snapshot.name.endsWith(layer.chainID));
     if (known === undefined) continue; // the pause image, which no pod has asked for there
@@ -85,7 +86,10 @@ test("a built root is a fresh containerd's own: present before any mount, kept b
     assert.deepEqual(real, [], `${layer.chainID}, ${entries} entries`);
     const ours = inspectRoot(first!.output).overlayfs.find((snapshot) => snapshot.id === layer.snapshotId)!;
     assert.equal(ours.inodes, known.inodes, `inodes of ${layer.chainID}`);
+    compared++;
   }
+
+  assert.equal(compared, 6);
 
   const before = place.meter.mark();
   await place.registry[Symbol.asyncDispose]();
@@ -142,6 +146,27 @@ test("a built root is a fresh containerd's own: present before any mount, kept b
     assert.deepEqual(v1.entries.get("version"), Buffer.of(version.startsWith("2.") ? 8 : 6), "migrated");
   }
   assert.equal(place.meter.since(before).requests, 0);
+});
+
+test("a root without the layers' blobs starts containers too", async () => {
+  await using place = await Place.make();
+  await buildImage(place.layout, "shell", [await shellLayer(), [{ path: "etc/motd", data: "warm\n" }]]);
+  const image = await place.push(place.layout, "shell");
+  const { root } = containerdPlaces(join(place.root, "n", "c"));
+  mkdirSync(join(root, ".."), { recursive: true });
+  const sources = [image, place.reference(PAUSE_NAME)];
+  await build([...sources, "--output", root, "--blobs", "drop", "--no-pin"]);
+  await place.registry[Symbol.asyncDispose]();
+  const { cri } = await place.node({ version: "2.1.9" });
+  assert.ok((await cri.listImages()).every((each) => !each.pinned || each.repoTags.includes(sources[1]!)));
+  const container = await cri.createContainer(await cri.runPod("warm"), {
+    name: "c",
+    image,
+    command: ["/bin/cat", "/etc/motd"],
+  });
+  await cri.startContainer(container);
+  assert.equal(await cri.waitForExit(container), 0);
+  assert.equal(readCriLog(container.logPath), "warm\n");
 });
 
 test("what fails leaves nothing, and what exists is not touched", async () => {
