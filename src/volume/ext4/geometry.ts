@@ -28,7 +28,7 @@ export interface GeometryOptions {
   readonly inodeMax: number;
   /** A multiple of 16; the default is one inode per 16 KiB or what inodeMax needs. */
   readonly inodesPerGroup?: number | undefined;
-  /** Bytes up to which it can grow online by its reserved descriptors. Default 1 TiB, at most 1024 times the size. */
+  /** Bytes up to which it can grow online by its reserved descriptors. Default: 1 TiB, less where that is more than 1024 times the size. */
   readonly growthCeiling?: number | undefined;
   /** Default 16384 from 1 GiB on (specs/warm-volume.md 7.8), less below; 0: none. */
   readonly journalBlocks?: number | undefined;
@@ -65,7 +65,8 @@ export function geometryOf(options: GeometryOptions): Geometry {
     throw tooSmall(`a file system of ${size} bytes: at most ${SIZE_MAX} bytes are possible`);
   }
   let blocks = Math.floor(size / BLOCK);
-  const ceiling = Math.max(size, Math.min(options.growthCeiling ?? 1024 * GiB, size * 1024, SIZE_MAX));
+  const growth = options.growthCeiling ?? Math.min(1024 * GiB, size * 1024);
+  const ceiling = Math.min(SIZE_MAX, Math.max(size, growth));
   const descBlocksOf = (groups: number) => Math.ceil(groups / DESCS_PER_BLOCK);
   const ceilingDescBlocks = descBlocksOf(Math.ceil(ceiling / BLOCK / BLOCKS_PER_GROUP));
   const overheadOf = (groups: number) => 1 + Math.max(descBlocksOf(groups), ceilingDescBlocks);
