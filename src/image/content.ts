@@ -29,6 +29,8 @@ interface Segment {
 /** Gives the content of regular files of one tree, in order. Throws HS_USAGE for what is no regular file. */
 export type ReadContent = (inode: number, signal?: AbortSignal) => AsyncGenerator<Uint8Array>;
 
+/** Stored bytes that one request asks for when everything is read in order. */
+const READ_AHEAD_BYTES = 4 * MiB;
 /** Decoded units that are kept: files that lie behind each other share them. */
 const CACHE_BYTES = 64 * MiB;
 
@@ -38,6 +40,9 @@ export class UnitContent {
   readonly #blobs: readonly BlobHandle[];
   readonly #cache = new Map<number, Uint8Array>();
   #cached = 0;
+  /** Ends of the last units of each blob while everything is read, else null. */
+  #readAhead: Float64Array | null = null;
+  #window: { readonly blob: number; readonly start: number; readonly bytes: Uint8Array } | null = null;
   #decoder: UnitDecoder | null = null;
   #hash: PieceHash | null = null;
 
@@ -58,13 +63,30 @@ export class UnitContent {
     const first = (inode: number) =>
       tree.segmentStart[inode]! < tree.segmentStart[inode + 1]! ? tree.segmentAddress[tree.segmentStart[inode]!]! : -1;
     files.sort((a, b) => first(a) - first(b));
+    this.#readAhead = this.#dataEnds();
     const found = new Map<number, string>();
-    for (const inode of files) {
-      const hash = createHash("sha256");
-      for await (const bytes of this.read(inode, signal)) hash.update(bytes);
-      found.set(inode, hash.digest("hex"));
+    try {
+      for (const inode of files) {
+        const hash = createHash("sha256");
+        for await (const bytes of this.read(inode, signal)) hash.update(bytes);
+        found.set(inode, hash.digest("hex"));
+      }
+    } finally {
+      this.#readAhead = null;
+      this.#window = null;
     }
     return found;
+  }
+
+  /** Where the last unit of each blob ends. */
+  #dataEnds(): Float64Array {
+    const { units } = this.#lazy;
+    const ends = new Float64Array(units.blobs.length);
+    for (let unit = 0; unit < units.unitCount; unit++) {
+      const blob = units.unitBlob[unit]!;
+      ends[blob] = Math.max(ends[blob]!, units.unitEnd[unit]!);
+    }
+    return ends;
   }
 
   async *#parts(inode: number, signal: AbortSignal | undefined): AsyncGenerator<Part> {
@@ -105,7 +127,7 @@ export class UnitContent {
   async #decode(unit: number, signal: AbortSignal | undefined): Promise<Uint8Array> {
     const { units, decode } = this.#lazy;
     const blob = this.#blobs[units.unitBlob[unit]!]!;
-    const stored = await blob.readRange(units.unitStart[unit]!, units.unitEnd[unit]!, { signal });
+    const stored = await this.#stored(unit, signal);
     if (units.unitDigest !== null) {
       const want = units.unitDigest.subarray(unit * 32, unit * 32 + 32);
       if (!timingSafeEqual(createHash("sha256").update(stored).digest(), Buffer.from(want)))
@@ -123,6 +145,22 @@ export class UnitContent {
     this.#cache.set(unit, decoded);
     this.#cached += decoded.byteLength;
     return decoded;
+  }
+
+  async #stored(unit: number, signal: AbortSignal | undefined): Promise<Uint8Array> {
+    const { units } = this.#lazy;
+    const blob = units.unitBlob[unit]!;
+    const start = units.unitStart[unit]!;
+    const end = units.unitEnd[unit]!;
+    const handle = this.#blobs[blob]!;
+    if (this.#readAhead === null) return await handle.readRange(start, end, { signal });
+    let window = this.#window;
+    if (window?.blob !== blob || start < window.start || end > window.start + window.bytes.byteLength) {
+      const to = Math.max(end, Math.min(start + READ_AHEAD_BYTES, this.#readAhead[blob]!));
+      window = { blob, start, bytes: await handle.readRange(start, to, { signal }) };
+      this.#window = window;
+    }
+    return window.bytes.subarray(start - window.start, end - window.start);
   }
 }
 

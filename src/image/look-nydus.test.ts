@@ -34,6 +34,7 @@ import { NYDUS_ANNOTATIONS, NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts
 import { parseManifest } from "../oci/manifest.ts";
 import { openSource } from "../oci/open.ts";
 import { parseSource } from "../oci/reference.ts";
+import type { ImageReader } from "../oci/store.ts";
 import { findPath, type LookedImage, lookInto, readContent } from "./look.ts";
 import { inspectNydusImage, inspectRafs, lookIntoRafs } from "./look-nydus.ts";
 
@@ -96,6 +97,48 @@ test("a file costs its own blob: others may be missing", async () => {
     want.sha256,
   );
   await assert.rejects(content(looked, "/bin/cap"), { code: "HS_BLOB_NOT_FOUND" });
+});
+
+/** Ranges and whole blobs that are read, by the first 8 digits of their digest. */
+function counting(reader: ImageReader): { reader: ImageReader; reads: string[] } {
+  const reads: string[] = [];
+  return {
+    reads,
+    reader: {
+      what: reader.what,
+      resolve: (signal) => reader.resolve(signal),
+      readManifest: (manifest, signal) => reader.readManifest(manifest, signal),
+      referrers: (subject, options) => reader.referrers(subject, options),
+      openBlob(descriptor) {
+        const blob = reader.openBlob(descriptor);
+        const noted = <T>(result: T): T => {
+          reads.push(descriptor.digest.slice(7, 15));
+          return result;
+        };
+        return {
+          descriptor,
+          what: blob.what,
+          sourceCount: 1,
+          stream: (offset, options) => noted(blob.stream(offset, options)),
+          readRange: (start, end, options) => noted(blob.readRange(start, end, options)),
+          readAll: (options) => noted(blob.readAll(options)),
+        };
+      },
+    },
+  };
+}
+
+test("a listing reads configuration and bootstrap layer, a file its chunks, a hashed tree a few long ranges", async () => {
+  await using layout = await openSource(parseSource(`oci:${nydusLayout}:ociref`));
+  const { reader, reads } = counting(layout);
+  const looked = await lookInto(reader, { platform: AMD64 });
+  assert.deepEqual(reads, ["de27dd09", "f7ff2546"]);
+  await content(looked, "/opaque/new");
+  // the original layer that holds it; its chunk array lies beside the bootstrap
+  assert.deepEqual(reads.splice(2), ["b0f3e0fa"]);
+  reads.length = 0;
+  await lookInto(reader, { platform: AMD64, hashContents: true });
+  assert.deepEqual(reads.toSorted(), ["20f7db13", "48b9506f", "b0f3e0fa", "de27dd09", "f7ff2546"]);
 });
 
 test("in an index that holds both, the OCI image is meant; the Nydus one by its digest", async () => {

@@ -115,13 +115,25 @@ export async function inspectNydusImage(reader: ImageReader, descriptor: Descrip
 async function look(parts: NydusParts, options: LookOptions): Promise<LookedImage> {
   const { bootstrap } = parts;
   const { tree } = bootstrap;
-  // a listing needs no blob: they are opened when the first content is read
-  let opened: Promise<UnitContent> | null = null;
-  const open = () => {
-    opened ??= openContent(parts, options.signal);
-    return opened;
+  const blobsOf = (inode: number) => {
+    const found = new Set<number>();
+    for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++)
+      found.add(Math.floor(tree.segmentAddress[segment]! / ADDRESS_SPACE));
+    return found;
   };
-  const hashes = options.hashContents ? await (await open()).hashAll(options.signal) : null;
+  // a listing needs no blob, a file its own: chunk arrays are fetched when the first content of their blobs is read
+  const opened = new Map<string, Promise<UnitContent>>();
+  const open = (wanted: ReadonlySet<number>) => {
+    const key = [...wanted].toSorted((a, b) => a - b).join();
+    let content = opened.get(key);
+    if (content === undefined) {
+      content = openContent(parts, wanted, options.signal);
+      opened.set(key, content);
+    }
+    return content;
+  };
+  const all = new Set(bootstrap.blobs.keys());
+  const hashes = options.hashContents ? await (await open(all)).hashAll(options.signal) : null;
   return {
     kind: "nydus",
     layers: [
@@ -129,23 +141,22 @@ async function look(parts: NydusParts, options: LookOptions): Promise<LookedImag
         tree,
         contentSha256: hashes === null ? null : (inode) => hashes.get(inode)!,
         async *content(inode, signal) {
-          yield* (await open()).read(inode, signal);
+          yield* (await open(blobsOf(inode))).read(inode, signal);
         },
       },
     ],
     merged: mergeTrees([tree]),
-    origin(inode) {
-      const blobs = new Set<string>();
-      for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++)
-        blobs.add(`sha256:${bootstrap.blobs[Math.floor(tree.segmentAddress[segment]! / ADDRESS_SPACE)]!.id}`);
-      return { blobs: [...blobs] };
-    },
+    origin: (inode) => ({ blobs: [...blobsOf(inode)].map((index) => `sha256:${bootstrap.blobs[index]!.id}`) }),
     reason: null,
   };
 }
 
-/** Chunk arrays of all blobs, then units over them. */
-async function openContent(parts: NydusParts, signal: AbortSignal | undefined): Promise<UnitContent> {
+/** Chunk arrays of the wanted blobs, then units over them. */
+async function openContent(
+  parts: NydusParts,
+  wanted: ReadonlySet<number>,
+  signal: AbortSignal | undefined,
+): Promise<UnitContent> {
   const { bootstrap, reader } = parts;
   const stored = bootstrap.blobs.map((blob) => {
     const { data, meta } = blobDescriptors(blob, parts.storedSize);
@@ -153,9 +164,11 @@ async function openContent(parts: NydusParts, signal: AbortSignal | undefined): 
   });
   const infos = await Promise.all(
     stored.map(({ blob, meta }) =>
-      openChunkInfo(blob, parts.blobMeta.get(digestHex(meta.descriptor.digest)), (start, end) =>
-        meta.readRange(start, end, { signal }),
-      ),
+      wanted.has(blob.index)
+        ? openChunkInfo(blob, parts.blobMeta.get(digestHex(meta.descriptor.digest)), (start, end) =>
+            meta.readRange(start, end, { signal }),
+          )
+        : undefined,
     ),
   );
   const sizes = stored.map(({ data }) => data.descriptor.size);

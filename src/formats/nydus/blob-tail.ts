@@ -71,8 +71,7 @@ export function readBlobTail(source: ErofsSource, what = "blob"): BlobTail {
   if (last.name !== TOC_NAME) return { parts, headSize: end, toc: null, tocDigest: null, tocProblem: null };
   try {
     // before it is read: the header may claim the whole blob
-    if (last.size > TOC_ENTRIES_MAX * toc_entry.size)
-      throw nydusInvalid(what, `table of contents: ${last.size} bytes`);
+    if (last.size > TOC_ENTRIES_MAX * toc_entry.size) throw nydusInvalid(what, `table of contents: ${last.size} bytes`);
     const bytes = source.readAt(last.start, last.size + TAR_BLOCK);
     const toc = readToc(bytes.subarray(0, last.size), source.size, what);
     const tocDigest = createHash("sha256").update(bytes).digest("hex");

@@ -32,10 +32,10 @@ export async function openChunkInfo(
   return known ?? chunkInfoFromBlob(blob, await readStored(range.start, range.end));
 }
 
-/** `sizes` are the lengths of the stored blobs (of a ref: of the original layers). Throws HS_NYDUS_INVALID, HS_FORMAT_UNSUPPORTED. */
+/** `infos` as in `nydusUnits`; `sizes` are the lengths of the stored blobs (of a ref: of the original layers). Throws HS_NYDUS_INVALID, HS_FORMAT_UNSUPPORTED. */
 export function openNydus(
   bootstrap: NydusBootstrap,
-  infos: readonly (ChunkInfo | null)[],
+  infos: readonly (ChunkInfo | null | undefined)[],
   sizes: readonly number[],
   what: string,
 ): LazyLayer {

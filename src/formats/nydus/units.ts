@@ -31,6 +31,8 @@ interface Unit {
 }
 
 interface Piece {
+  /** Index into the bootstrap's uses. */
+  readonly use: number;
   readonly unit: number;
   readonly offset: number;
 }
@@ -39,12 +41,12 @@ interface Piece {
 export const ZRAN_CODEC = Compressor.gzip;
 
 /**
- * `infos` are the chunk arrays by blob (null in v5), `sizes` the lengths of the stored blobs (of a ref: of the original layers). Throws HS_NYDUS_INVALID when
+ * `infos` are the chunk arrays by blob: null in v5, undefined for a blob that is not wanted (its chunks get no piece). `sizes` the lengths of the stored blobs (of a ref: of the original layers). Throws HS_NYDUS_INVALID when
  * an array does not say what the bootstrap says, HS_FORMAT_UNSUPPORTED for images without chunk digests.
  */
 export function nydusUnits(
   bootstrap: NydusBootstrap,
-  infos: readonly (ChunkInfo | null)[],
+  infos: readonly (ChunkInfo | null | undefined)[],
   sizes: readonly number[],
   what: string,
 ): NydusUnits {
@@ -55,7 +57,8 @@ export function nydusUnits(
   const batchUnits = blobs.map(() => new Map<number, number>());
   for (let use = 0; use < uses.count; use++) {
     const blob = blobs[Math.floor(uses.address[use]! / ADDRESS_SPACE)]!;
-    const info = infos[blob.index] ?? null;
+    const info = infos[blob.index];
+    if (info === undefined) continue;
     if (info === null && blob.chunkInfo !== null)
       throw new HeadstartError("HS_INTERNAL", { what: `${what}: no chunk array of blob ${blob.id}` });
     const record = uses.record[use]!;
@@ -64,7 +67,7 @@ export function nydusUnits(
         what: `${what}: no digest in the bootstrap for chunk ${uses.chunk[use]} of blob ${blob.id}: it cannot be verified`,
       });
     if (info === null) {
-      pieces.push({ unit: units.push(recordUnit(bootstrap, blob, record, what)) - 1, offset: 0 });
+      pieces.push({ use, unit: units.push(recordUnit(bootstrap, blob, record, what)) - 1, offset: 0 });
       continue;
     }
     const chunk = uses.chunk[use]!;
@@ -80,7 +83,7 @@ export function nydusUnits(
         codec: (flags & ChunkFlag.compressed) === 0 ? Compressor.none : blob.compressor,
         restart: -1,
       };
-      pieces.push({ unit: units.push(unit) - 1, offset: 0 });
+      pieces.push({ use, unit: units.push(unit) - 1, offset: 0 });
       continue;
     }
     const context = info.context[chunk]!;
@@ -89,7 +92,7 @@ export function nydusUnits(
       unit = units.push(contextUnit(blob, info, chunk, context)) - 1;
       batchUnits[blob.index]!.set(context, unit);
     }
-    pieces.push({ unit, offset: info.contextOffset[chunk]! });
+    pieces.push({ use, unit, offset: info.contextOffset[chunk]! });
   }
   for (const unit of units) {
     const size = sizes[unit.blob]!;
@@ -100,15 +103,16 @@ export function nydusUnits(
     units: {
       blobs: blobs.map((blob, index) => ({ digest: `sha256:${blob.id}` as Digest, size: sizes[index]! })),
       ...flatten(units),
-      pieceCount: uses.count,
-      pieceAddress: f64(uses.count, (use) => uses.address[use]!),
-      pieceLength: f64(uses.count, (use) => uses.length[use]!),
-      pieceUnit: u32(uses.count, (use) => pieces[use]!.unit),
-      pieceOffset: f64(uses.count, (use) => pieces[use]!.offset),
+      pieceCount: pieces.length,
+      pieceAddress: f64(pieces.length, (piece) => uses.address[pieces[piece]!.use]!),
+      pieceLength: f64(pieces.length, (piece) => uses.length[pieces[piece]!.use]!),
+      pieceUnit: u32(pieces.length, (piece) => pieces[piece]!.unit),
+      pieceOffset: f64(pieces.length, (piece) => pieces[piece]!.offset),
       unitDigest: null,
-      pieceDigest: digests(uses.count, (use) =>
-        records.digest.subarray(uses.record[use]! * 32, uses.record[use]! * 32 + 32),
-      ),
+      pieceDigest: digests(pieces.length, (piece) => {
+        const record = uses.record[pieces[piece]!.use]!;
+        return records.digest.subarray(record * 32, record * 32 + 32);
+      }),
       pieceDigestAlgorithm: algorithm,
     },
     decode: decodeTable(blobs, units, infos),
@@ -127,8 +131,10 @@ export function prefetchUnits(bootstrap: NydusBootstrap, units: UnitTable): numb
       if (seen.has(inode)) continue;
       seen.add(inode);
       for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++) {
-        const piece = lastAtMost(units.pieceAddress, units.pieceCount, tree.segmentAddress[segment]!);
-        found.add(units.pieceUnit[piece]!);
+        const address = tree.segmentAddress[segment]!;
+        const piece = lastAtMost(units.pieceAddress, units.pieceCount, address);
+        // none in a blob that is not wanted
+        if (piece >= 0 && units.pieceAddress[piece] === address) found.add(units.pieceUnit[piece]!);
       }
       for (let child = tree.childStart[inode + 1]! - 1; child >= tree.childStart[inode]!; child--)
         stack.push(tree.childInode[child]!);
@@ -225,7 +231,7 @@ function flatten(units: readonly Unit[]) {
 function decodeTable(
   blobs: readonly NydusBlob[],
   units: readonly Unit[],
-  infos: readonly (ChunkInfo | null)[],
+  infos: readonly (ChunkInfo | null | undefined)[],
 ): NydusDecodeTable {
   const count = units.length;
   const starts: number[] = [];
