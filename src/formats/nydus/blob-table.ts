@@ -14,7 +14,6 @@ import {
   digesterOf,
   NYDUS_LIMITS,
   nydusInvalid,
-  RAFS_BLOCK_SIZE,
   rafs_v6_blob,
   rafs_v6_device,
 } from "./ondisk.ts";
@@ -126,7 +125,9 @@ function readBlob(reader: Reader, index: number, chunkSize: number, what: string
     throw bad("zran, batch or encryption without CHUNK_INFO_V2");
   if (has(BlobFeature.zran) && (has(BlobFeature.batch) || has(BlobFeature.encrypted)))
     throw bad("zran together with batch or encryption");
-  if (has(BlobFeature.zran) !== has(BlobFeature.separate)) throw bad("zran and SEPARATE do not go together");
+  if (has(BlobFeature.zran) && !has(BlobFeature.separate)) throw bad("zran without SEPARATE");
+  if (has(BlobFeature.separate) && !has(BlobFeature.zran))
+    throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `${what}: a ref without restart points (eStargz)` });
   const compressedSize = reader.u64("compressed_size");
   const uncompressedSize = reader.u64("uncompressed_size");
   if (compressedSize > NYDUS_LIMITS.blobCompressedBytes) throw bad(`${compressedSize} stored bytes`);
@@ -191,25 +192,16 @@ function checkChunkInfoPlace(place: ChunkInfoPlace, chunkCount: number, features
   if (place.compressor === 2) throw bad("compressed with gzip");
 }
 
-/** Device slots say again what the blob table says; the kernel reads these. */
-export function checkDevices(bytes: Uint8Array, blobs: readonly NydusBlob[], what: string): number {
-  let blocks = 0;
+/** Device slots say again which blobs there are; the kernel reads these. A slot without blocks is refused by nydusd. */
+export function checkDevices(bytes: Uint8Array, blobs: readonly NydusBlob[], what: string): void {
   for (const blob of blobs) {
     const slot = `${what}: device slot ${blob.index}`;
-    const reader = new Reader(
-      bytes.subarray(blob.index * rafs_v6_device.size, (blob.index + 1) * rafs_v6_device.size),
-      {
-        what: slot,
-      },
-    );
+    const start = blob.index * rafs_v6_device.size;
+    const reader = new Reader(bytes.subarray(start, start + rafs_v6_device.size), { what: slot });
     const id = reader.ascii(64);
     if (id !== blob.id) throw nydusInvalid(slot, `it names ${JSON.stringify(id)}, the blob table ${blob.id}`);
-    const own = reader.u32();
-    if (own !== Math.ceil(blob.uncompressedSize / RAFS_BLOCK_SIZE))
-      throw nydusInvalid(slot, `${own} blocks for ${blob.uncompressedSize} bytes`);
-    blocks += own;
+    if (reader.u32() === 0) throw nydusInvalid(slot, "it has no blocks");
   }
-  return blocks;
 }
 
 function hex(bytes: Uint8Array): string {

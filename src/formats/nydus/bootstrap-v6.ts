@@ -32,7 +32,6 @@ import { readTreeV6 } from "./tree-v6.ts";
 interface Superblock {
   readonly rootNid: number;
   readonly buildTime: number;
-  readonly blocks: number;
   readonly metaAt: number;
   readonly deviceCount: number;
 }
@@ -64,11 +63,7 @@ export function readV6(bytes: Uint8Array, what: string): NydusBootstrap {
   if (blobs.length !== superblock.deviceCount)
     throw nydusInvalid(what, `${superblock.deviceCount} devices and ${blobs.length} blobs`);
   const devicesEnd = RAFS_V6_DEVICES_OFFSET + blobs.length * rafs_v6_device.size;
-  const blocks = checkDevices(bytes.subarray(RAFS_V6_DEVICES_OFFSET, devicesEnd), blobs, what);
-  // images without devices made by older builders say 4096
-  if (superblock.blocks !== blocks && !(blobs.length === 0 && superblock.blocks === 4096))
-    throw nydusInvalid(what, `${superblock.blocks} blocks, the devices have ${blocks}`);
-
+  checkDevices(bytes.subarray(RAFS_V6_DEVICES_OFFSET, devicesEnd), blobs, what);
   const records = readRecords(cut(extended.chunkTable), blobs.length, what);
   const recordOf = new Map<number, number>();
   for (let record = 0; record < records.count; record++) {
@@ -122,7 +117,8 @@ function readSuperblock(bytes: Uint8Array, what: string): Superblock {
   if (!(inos > 0 && inos <= LIMITS.layerEntries)) throw nydusInvalid(what, `superblock: ${inos} inodes`);
   const buildTime = reader.u64("build_time");
   reader.skip(4);
-  const blocks = reader.u32();
+  // blocks: informative, builders have put different things there
+  reader.skip(4);
   const metaBlock = reader.u32();
   expect("xattr_blkaddr", reader.u32(), [0]);
   reader.skip(32);
@@ -136,7 +132,7 @@ function readSuperblock(bytes: Uint8Array, what: string): Superblock {
   if (deviceCount > 0 || slotOffset !== 0) expect("devt_slotoff", slotOffset, [RAFS_V6_DEVT_SLOTOFF]);
   const metaAt = metaBlock * RAFS_BLOCK_SIZE;
   if (metaAt >= bytes.byteLength) throw nydusInvalid(what, `superblock: the metadata begin at block ${metaBlock}`);
-  return { rootNid, buildTime, blocks, metaAt, deviceCount };
+  return { rootNid, buildTime, metaAt, deviceCount };
 }
 
 function readExtended(bytes: Uint8Array, superblock: Superblock, what: string): ExtendedSuperblock {
