@@ -1,6 +1,6 @@
 /** Where ext4's checksums start and what they cover (specs/warm-volume.md 7.9). All are crc32c without the final inversion. */
 
-import { crc32c } from "../../base/crc32c.ts";
+import { crc32c, crc32cWord } from "../../base/crc32c.ts";
 import {
   BLOCK,
   DESC_SIZE,
@@ -17,20 +17,13 @@ const ZEROS = new Uint8Array(4);
 
 export const viewOf = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
-function le32(...values: readonly number[]): Uint8Array {
-  const bytes = new Uint8Array(values.length * 4);
-  const view = viewOf(bytes);
-  values.forEach((value, index) => void view.setUint32(index * 4, value, true));
-  return bytes;
-}
-
 /** What every checksum of one file system starts from. */
 export function fileSystemSeed(uuid: Uint8Array): number {
   return crc32c(uuid);
 }
 
 export function inodeSeed(seed: number, inode: number, generation: number): number {
-  return crc32c(le32(inode, generation), seed);
+  return crc32cWord(generation, crc32cWord(inode, seed));
 }
 
 /** Of the 1024 bytes of a superblock. */
@@ -41,7 +34,7 @@ export function superblockChecksum(bytes: Uint8Array): number {
 /** 16 bits, of the descriptor of `group`. */
 export function descriptorChecksum(seed: number, group: number, bytes: Uint8Array): number {
   const at = ext4_group_desc.offsets.bg_checksum;
-  let crc = crc32c(le32(group), seed);
+  let crc = crc32cWord(group, seed);
   crc = crc32c(bytes.subarray(0, at), crc);
   crc = crc32c(ZEROS.subarray(0, 2), crc);
   return crc32c(bytes.subarray(at + 2, DESC_SIZE), crc) & 0xffff;
@@ -86,7 +79,7 @@ export function extentChecksum(ownSeed: number, block: Uint8Array, max: number):
 
 /** Of an xattr block at block `number`; the checksum at byte 16 counts as zero. */
 export function xattrChecksum(seed: number, number: number, block: Uint8Array): number {
-  let crc = crc32c(le32(number >>> 0, Math.floor(number / 2 ** 32)), seed);
+  let crc = crc32cWord(Math.floor(number / 2 ** 32), crc32cWord(number >>> 0, seed));
   crc = crc32c(block.subarray(0, 16), crc);
   crc = crc32c(ZEROS, crc);
   return crc32c(block.subarray(20, BLOCK), crc);

@@ -167,7 +167,7 @@ function putDevice(block: Uint8Array, major: number, minor: number): void {
 
 function encode(fields: Fields): Uint8Array {
   const bytes = new Uint8Array(INODE_SIZE);
-  const view = viewOf(bytes);
+  const view = new DataView(bytes.buffer);
   const at = ext4_inode.offsets;
   const sectors = fields.blocks * SECTORS_PER_BLOCK;
   const seconds = fields.seconds >>> 0;
@@ -195,7 +195,7 @@ function encode(fields: Fields): Uint8Array {
 }
 
 function seal(bytes: Uint8Array, seed: number, number: number): Uint8Array {
-  const view = viewOf(bytes);
+  const view = new DataView(bytes.buffer);
   const checksum = inodeChecksum(inodeSeed(seed, number, 0), bytes);
   view.setUint16(ext4_inode.offsets.i_checksum_lo, checksum & 0xffff, true);
   view.setUint16(ext4_inode.offsets.i_checksum_hi, checksum >>> 16, true);

@@ -228,7 +228,7 @@ class TreePlan {
     const geometry = geometryOf({ size, inodeMax: this.#inodeMax, inodesPerGroup, growthCeiling, journalBlocks });
     const tree = this.#tree;
     const starts = placeRegions(this.#regions, geometry);
-    const extents = new Map<number, readonly Extent[]>();
+    const rows = new ExtentRows(tree.inodeCount);
     const nodes = new Map<number, readonly number[]>();
     const xattrBlockOf = new Uint32Array(tree.inodeCount);
     const used: Range[] = [];
@@ -240,28 +240,34 @@ class TreePlan {
         for (const sharer of sharers) xattrBlockOf[sharer] = block;
         return { block, inode, refcount: sharers.length };
       });
-      const put = (inode: number, found: readonly Extent[]) => {
-        extents.set(inode, found);
-        const count = extentNodeCount(found.length);
+      /** The rows from `first` on are those of `inode`. */
+      const own = (inode: number, first: number) => {
+        const count = extentNodeCount(rows.own(inode, first));
         if (count > 0)
           nodes.set(
             inode,
             Array.from({ length: count }, () => cursor.one()),
           );
       };
-      const lostFound = index === 0 && this.#lostFound < 0 ? cursor.run(0, LOST_FOUND_BLOCKS) : [];
+      const lostFound: Extent[] = [];
+      if (index === 0 && this.#lostFound < 0) cursor.run(0, LOST_FOUND_BLOCKS, (extent) => lostFound.push(extent));
       for (let at = 0; at < region.inodes.length; at++) {
         const inode = region.inodes[at]!;
-        if (this.#blocksOf[inode]! > 0) put(inode, cursor.run(0, this.#blocksOf[inode]!));
+        const first = rows.length;
+        if (this.#blocksOf[inode]! === 0) continue;
+        cursor.run(0, this.#blocksOf[inode]!, (extent) => rows.push(extent));
+        own(inode, first);
       }
       for (let at = 0; at < region.inodes.length; at++) {
         const inode = region.inodes[at]!;
         if (tree.type[inode] !== FileType.regular) continue;
-        const found: Extent[] = [];
-        for (const { start: first, end } of fileRuns(tree, inode)) found.push(...cursor.run(first, end - first));
-        if (found.length > 0) put(inode, found);
+        const first = rows.length;
+        for (const { start, end } of fileRuns(tree, inode)) {
+          cursor.run(start, end - start, (extent) => rows.push(extent));
+        }
+        if (rows.length > first) own(inode, first);
       }
-      used.push(...cursor.used);
+      for (const range of cursor.used) used.push(range);
       const end = Math.min(limit, alignUp(cursor.next, REGION_ALIGN));
       return {
         place: {
@@ -290,7 +296,7 @@ class TreePlan {
       linksOf: this.#linksOf,
       lostFoundTreeInode: this.#lostFound,
       hashStart: this.#hashStart,
-      extentsOf: (inode) => extents.get(inode) ?? [],
+      extentsOf: (inode) => rows.of(inode),
       nodesOf: (inode) => nodes.get(inode) ?? [],
       namesOf,
       directoryPlan: (directory) => this.#planDirectory(directory),
@@ -550,6 +556,46 @@ function spanEnd(geometry: Geometry, start: number, count: number): number {
   return end;
 }
 
+/** Extents of all inodes, flat: a hundred thousand files have as many. */
+class ExtentRows {
+  readonly #logical: number[] = [];
+  readonly #physical: number[] = [];
+  readonly #length: number[] = [];
+  readonly #first: Uint32Array;
+  readonly #count: Uint32Array;
+
+  constructor(inodes: number) {
+    this.#first = new Uint32Array(inodes);
+    this.#count = new Uint32Array(inodes);
+  }
+
+  get length(): number {
+    return this.#length.length;
+  }
+
+  push({ logical, physical, length }: Extent): void {
+    this.#logical.push(logical);
+    this.#physical.push(physical);
+    this.#length.push(length);
+  }
+
+  /** What was pushed from row `first` on belongs to `inode`. Returns how many they are. */
+  own(inode: number, first: number): number {
+    this.#first[inode] = first;
+    this.#count[inode] = this.length - first;
+    return this.#count[inode]!;
+  }
+
+  of(inode: number): Extent[] {
+    const extents: Extent[] = [];
+    const first = this.#first[inode]!;
+    for (let row = first; row < first + this.#count[inode]!; row++) {
+      extents.push({ logical: this.#logical[row]!, physical: this.#physical[row]!, length: this.#length[row]! });
+    }
+    return extents;
+  }
+}
+
 /** Hands out blocks in ascending order, around superblock copies. */
 class BlockCursor {
   next: number;
@@ -565,12 +611,15 @@ class BlockCursor {
   }
 
   one(): number {
-    return this.run(0, 1)[0]!.physical;
+    let block = 0;
+    this.run(0, 1, ({ physical }) => {
+      block = physical;
+    });
+    return block;
   }
 
   /** Extents for `count` blocks of a file from `logical` on. */
-  run(logical: number, count: number): Extent[] {
-    const extents: Extent[] = [];
+  run(logical: number, count: number, put: (extent: Extent) => void): void {
     let done = 0;
     while (done < count) {
       while (this.#backup < this.#backups.length && this.#backups[this.#backup]!.end <= this.next) this.#backup++;
@@ -583,11 +632,10 @@ class BlockCursor {
       const length = Math.min(count - done, EXTENT_BLOCKS_MAX, room);
       if (this.next + length > this.#limit)
         throw tooSmall(`a region does not fit its place, which ends at block ${this.#limit}`);
-      extents.push({ logical: logical + done, physical: this.next, length });
+      put({ logical: logical + done, physical: this.next, length });
       this.#take(length);
       done += length;
     }
-    return extents;
   }
 
   #take(length: number): void {
