@@ -37,6 +37,7 @@ interface Settings {
   readonly output?: string;
   readonly signal?: AbortSignal;
   readonly onProgress?: () => void;
+  readonly architecture?: string;
 }
 
 /** Builds from sources; each gets a name. */
@@ -49,7 +50,7 @@ async function build(sources: readonly string[], settings: Settings = {}) {
       names: [`host/image-${index}:1`],
       open: {},
     })),
-    platform: { os: "linux", architecture: "amd64" },
+    platform: { os: "linux", architecture: settings.architecture ?? "amd64" },
     pinned: true,
     blobs: settings.blobs ?? true,
     signal,
@@ -170,6 +171,16 @@ test("contents come back: empty files, many of them, one of 3 MiB, replaced and 
   assert.deepEqual([String(read("twice")), String(read("linked")), String(read("other"))], ["second", "new", "linked"]);
   for (let index = 0; index < 300; index++) assert.equal(String(read(`many/${index}`)), `file ${index}`);
   assert.ok(!existsSync(join(output, ".work")));
+});
+
+test("an image for another platform is refused, whether an index says so or only its configuration", async () => {
+  const place = join(directory, "platform");
+  mkdirSync(place);
+  for (const name of ["gogz", "index"]) {
+    const settings = { output: join(place, "root"), architecture: "s390x" };
+    await assert.rejects(build([fixture(name)], settings), { code: "HS_PLATFORM" });
+  }
+  assert.deepEqual(readdirSync(place), []);
 });
 
 test("without blobs the layers are unpacked all the same, and only manifest and configuration are kept", async () => {

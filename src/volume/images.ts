@@ -6,7 +6,7 @@ import { annotation, type Descriptor } from "../oci/descriptor.ts";
 import { loadImage, parseIndex } from "../oci/manifest.ts";
 import { isIndexType } from "../oci/media-types.ts";
 import { type OpenOptions, openSource } from "../oci/open.ts";
-import type { Platform } from "../oci/platform.ts";
+import { formatPlatform, type Platform, platformRank } from "../oci/platform.ts";
 import {
   formatReference,
   formatSource,
@@ -53,6 +53,7 @@ async function resolveImage(
   signal: AbortSignal | undefined,
 ): Promise<ResolvedImage> {
   const loaded = await loadImage(reader, platform, signal);
+  checkPlatform(loaded.config.platform, platform, reader.what);
   const target = loaded.indexDescriptor ?? loaded.manifestDescriptor;
   const manifest = loaded.manifestDescriptor;
   const indexes =
@@ -71,6 +72,14 @@ async function resolveImage(
     repository:
       source.kind === "registry" ? { host: source.reference.host, repository: source.reference.repository } : null,
   };
+}
+
+/** An image without an index says only in its configuration what it runs on; containerd would call it missing on any other node. Throws HS_PLATFORM. */
+function checkPlatform(own: Platform, wanted: Platform, what: string): void {
+  if (own.architecture === "" || platformRank(wanted, own) >= 0) return;
+  throw new HeadstartError("HS_PLATFORM", {
+    what: `${what}: it is for ${formatPlatform(own)}, the volume for ${formatPlatform(wanted)}`,
+  });
 }
 
 /** Indexes in indexes, as loadImage follows them. */

@@ -73,6 +73,13 @@ test("a built root is a fresh containerd's own: present before any mount, kept b
   const startMs = Date.now() - 1000;
   for (const image of [shellImage, fixtureImage]) await reference.cri.pull(image);
   const unpacked = { startMs, endMs: Date.now() + 1000 };
+  const { socket, root: theirRoot } = reference.containerd.places;
+  const access = ["--containerd-address", socket, "--containerd-root", theirRoot];
+  const again = await build([`containerd:${fixtureImage}`, ...access, "--output", join(place.root, "x"), "--dry-run"]);
+  assert.deepEqual(
+    again.images[0]!.layers.map((layer) => layer.chainID),
+    first!.images.find((image) => image.refs.includes(fixtureImage))!.layers.map((layer) => layer.chainID),
+  );
   const theirs = inspectRoot(reference.containerd.places.root);
   let compared = 0;
   for (const layer of first!.images.filter((image) => !image.refs.includes(otherImage)).flatMap((one) => one.layers)) {
