@@ -178,7 +178,7 @@ function layerStatus(row: ReturnType<LayerStore["list"]>[number]): Record<string
     format: row.format,
     role: row.role,
     state: row.state.t,
-    reason: row.state.t === "broken" ? row.state.reason : (row.source.reason ?? null),
+    reason: row.state.t === "broken" ? row.state.reason : (row.trouble ?? row.source.reason ?? null),
     reference: row.source.reference ?? null,
     compressedSize: row.identity.size,
     size: row.imageSize,

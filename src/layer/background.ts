@@ -24,6 +24,8 @@ export async function fillAll(options: {
   budget: ByteBudget;
   clock: Clock;
   signal: AbortSignal;
+  /** Told why it waits before it goes on. */
+  onPause?: (error: unknown) => void;
 }): Promise<void> {
   const { filler, signal, clock, layer } = options;
   let pauseMs = PAUSE_MS_FIRST;
@@ -36,6 +38,7 @@ export async function fillAll(options: {
     // as long as something comes, go on quickly
     if (filler.state.filledUnits > filledBefore) pauseMs = PAUSE_MS_FIRST;
     publish("layer:background-pause", { layer, pauseMs, error: failure });
+    options.onPause?.(failure);
     await clock.sleep(pauseMs, signal);
     pauseMs = Math.min(PAUSE_MS_MAX, pauseMs * 2);
   }

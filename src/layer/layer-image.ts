@@ -88,6 +88,7 @@ export class LayerImage implements AsyncDisposable {
   #state: LayerState;
   #content: LayerContent | null;
   #background: Promise<void> | null = null;
+  #trouble: string | null = null;
   readonly #closing = new AbortController();
   readonly #held = new Set<Promise<void>>();
   #settled = Promise.withResolvers<void>();
@@ -236,6 +237,11 @@ export class LayerImage implements AsyncDisposable {
     this.#settled.reject(error);
   }
 
+  /** Why the background fill waits or stopped; null when all is well. */
+  get trouble(): string | null {
+    return this.#trouble;
+  }
+
   /** Aborts when the layer is closed. */
   get closing(): AbortSignal {
     return this.#closing.signal;
@@ -295,7 +301,11 @@ export class LayerImage implements AsyncDisposable {
         budget: this.#host.budget,
         clock: this.#host.clock,
         signal,
+        onPause: (error) => {
+          this.#trouble = describeError(error);
+        },
       });
+      this.#trouble = null;
       await this.#host.whenQuiet(signal);
       this.become({ t: "verifying" });
       await this.#checkWhole(lazy, signal);
@@ -311,7 +321,10 @@ export class LayerImage implements AsyncDisposable {
       } else if (isHeadstartError(error) && error.kind === "corrupt") {
         this.become({ t: "broken", code: error.code, reason: describeError(error) });
       } else {
-        if (kindOf(error) !== "canceled") publish("layer:background-error", { layer: this.id, error });
+        if (kindOf(error) !== "canceled") {
+          this.#trouble = describeError(error);
+          publish("layer:background-error", { layer: this.id, error });
+        }
         this.become({ t: "lazy" });
       }
     }

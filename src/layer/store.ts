@@ -64,6 +64,8 @@ export interface LayerStoreOptions {
 export interface LayerStatus extends LayerRow {
   /** Bytes that the layer's files take on disk. */
   readonly diskBytes: number;
+  /** What keeps it from being complete: of the last pull or of the background fill. */
+  readonly trouble: string | null;
   /** Null while the layer is not open. */
   readonly fill: {
     readonly unitsFilled: number;
@@ -253,6 +255,7 @@ export class LayerStore implements AsyncDisposable {
       ...row,
       diskBytes: this.diskBytes(row.id),
       fill: this.#open.get(row.id)?.statistics() ?? null,
+      trouble: (row.state.t === "opening" ? row.state.reason : this.#open.get(row.id)?.trouble) ?? null,
     }));
   }
 

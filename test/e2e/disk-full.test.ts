@@ -127,6 +127,7 @@ test("full during an eager pull: a clear error, nothing left of the layer, and t
   const line = await mine();
   assert.equal(line.state, "opening");
   assert.equal(line.diskBytes, 0);
+  assert.match(line.reason ?? "", /HS_DISK_FULL/);
   assert.ok(!existsSync(join(disk.root, "layers", String(line.id))));
   const shown = (await headstartStatus(node)).images.find((one) => one.reference === reference)!;
   assert.match(shown.layers.map((one) => one.reason).join(), /HS_DISK_FULL/);
@@ -152,6 +153,10 @@ test("full during a fill: EIO and never wrong bytes; with room the same containe
   const failed = await node.cri.exec(container, ["/bin/sh", "-c", READ]);
   assert.match(failed.stderr, /I\/O error|Input\/output error|No space/);
   assert.match(readFileSync(node.headstart.places.log, "utf8"), /fuse:fault-failed.*HS_DISK_FULL/);
+  await place.eventually(async () => {
+    const shown = (await headstartStatus(node)).layers.map((line) => line.reason).join();
+    assert.match(shown, /HS_DISK_FULL/);
+  });
   // what is there is served
   assert.equal((await node.cri.exec(container, ["/bin/echo", "alive"])).stdout, "alive\n");
   disk.empty();
