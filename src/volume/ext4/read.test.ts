@@ -265,7 +265,7 @@ test("one flipped bit in any checksummed structure is found", async () => {
         image[at]! ^= 1 << bit;
       }
     }),
-    { numRuns: 400 },
+    { numRuns: 10_000 },
   );
 });
 

@@ -118,7 +118,7 @@ test("extent trees of every depth, indexes of one and two levels, shared xattr b
   await checkFile(path);
 });
 
-test("an empty tree, and a disk of 64 groups that is nearly all holes", async () => {
+test("e2fsck, dumpe2fs and blkid agree on an empty tree, and on a disk of 64 groups that is nearly all holes", async () => {
   using folder = temporaryFolder("headstart-ext4-");
   const path = join(folder.path, "image");
   for (const size of [1 * MiB, 40 * MiB, 8 * GiB, 8 * GiB + 300 * 4096]) {
@@ -128,6 +128,9 @@ test("an empty tree, and a disk of 64 groups that is nearly all holes", async ()
     const figures = execFileSync("dumpe2fs", ["-h", path], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
     assert.match(figures, new RegExp(`Block count: +${layout.geometry.blocks}\n`));
     assert.match(figures, new RegExp(`Inodes per group: +${layout.geometry.inodesPerGroup}\n`));
+    const probed = execFileSync("blkid", ["-p", "-o", "export", path], { encoding: "utf8" });
+    assert.match(probed, /^UUID=11111111-2222-4333-8444-555555555555$/m);
+    assert.match(probed, /^TYPE=ext4$/m);
     const reserved = layout.geometry.reservedDescBlocks;
     if (reserved > 0) assert.match(figures, new RegExp(`Reserved GDT blocks: +${reserved}\n`));
   }
