@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
 import {
+  chmodSync,
+  chownSync,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -18,8 +20,10 @@ import { buildImage } from "../../test/build-image.ts";
 import { kernelLines } from "../../test/tools/kernel-lines.ts";
 import { type Digest, digestHex, sha256 } from "../base/digest.ts";
 import { PROJECT } from "../base/project.ts";
+import { ACL_DEFAULT, serializeAcl } from "../erofs/acl.ts";
 import { compareTreeLines, type TreeLine } from "../erofs/tree-lines.ts";
 import { mount, unmount } from "../linux/mount.ts";
+import { setXattr } from "../linux/xattr.ts";
 import { parseSource } from "../oci/reference.ts";
 import { layerOf, writeImage } from "../sandbox/image-builder.ts";
 import { buildVolume, openPlan } from "./build.ts";
@@ -125,6 +129,20 @@ test("sources in another order, and another build, give the same databases; the 
   const modes = (output: string) =>
     readdirSync(output, { recursive: true }).map((path) => [path, lstatSync(join(output, String(path))).mode]);
   assert.deepEqual(modes(one.output), modes(two.output));
+});
+
+test("a setgid folder with a default ACL around it changes nothing", async () => {
+  const place = join(directory, "setgid");
+  mkdirSync(place);
+  chownSync(place, 3, 4);
+  // owner, user 9, group, mask, others
+  const acl = [1, 2, 4, 0x10, 0x20].map((tag) => ({ tag, permissions: 7, id: 9 }));
+  setXattr(place, ACL_DEFAULT, serializeAcl(acl));
+  chmodSync(place, 0o2777);
+  const source = `oci:${GOLDEN}/volume/oci-layout`;
+  const lines = (output: string) => kernelLines(output, 1n << 62n).filter((line) => !line.path.endsWith(".db"));
+  const { output } = await build([source], { output: join(place, "root") });
+  assert.deepEqual(lines(output), lines((await build([source])).output));
 });
 
 test("directories that an upper layer only implies have the attributes of the layers below, also two layers down", async () => {

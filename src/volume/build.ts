@@ -4,13 +4,15 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { lstatSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, lstatSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { digestAlgorithm } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { fsyncDirectory } from "../base/files.ts";
+import { ACL_ACCESS, ACL_DEFAULT } from "../erofs/acl.ts";
 import { syncFileSystem } from "../linux/syncfs.ts";
+import { getXattr, removeXattr } from "../linux/xattr.ts";
 import type { OpenOptions } from "../oci/open.ts";
 import type { Platform } from "../oci/platform.ts";
 import type { ImageReader } from "../oci/store.ts";
@@ -86,7 +88,7 @@ export async function buildVolume(opened: OpenPlan, request: BuildRequest): Prom
   checkOutput(output);
   const part = join(dirname(output), `.${basename(output)}.part-${randomUUID().slice(0, 8)}`);
   const work = join(part, ".work");
-  mkdirSync(part, { mode: 0o700 });
+  makePart(part);
   let published = false;
   try {
     makeSkeleton(part, new Set(plan.blobs.map((blob) => digestAlgorithm(blob.descriptor.digest))));
@@ -129,6 +131,14 @@ export function checkOutput(output: string): void {
       what: "a directory for containerd holds owners, devices and attributes that only root can set",
     });
   }
+}
+
+/** A setgid bit or a default ACL of the folder around it would otherwise reach everything that is made inside. */
+function makePart(path: string): void {
+  mkdirSync(path, { mode: 0o700 });
+  chownSync(path, 0, 0);
+  chmodSync(path, 0o700);
+  for (const name of [ACL_DEFAULT, ACL_ACCESS]) if (getXattr(path, name) !== null) removeXattr(path, name);
 }
 
 function exists(path: string): boolean {
