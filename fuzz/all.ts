@@ -6,6 +6,7 @@ import { NYDUS_FUZZERS } from "./nydus.ts";
 import { OCI_FUZZERS } from "./oci.ts";
 import { SOCI_FUZZERS } from "./soci.ts";
 import { TAR_FUZZERS } from "./tar.ts";
+import { VOLUME_FUZZERS } from "./volume.ts";
 
 /** Proves that a failure is seen: fails within a few rounds. */
 const CANARY: Fuzzer = {
@@ -20,5 +21,6 @@ export const FUZZERS: { readonly [name: string]: Fuzzer } = {
   ...TAR_FUZZERS,
   ...EROFS_FUZZERS,
   ...OCI_FUZZERS,
+  ...VOLUME_FUZZERS,
   canary: CANARY,
 };
