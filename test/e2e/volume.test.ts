@@ -146,6 +146,9 @@ test("a built root is a fresh containerd's own: present before any mount, kept b
     assert.deepEqual(new Set(committed.map((each) => each.id)), new Set(kept.map((layer) => layer.snapshotId)));
     assert.doesNotMatch(readFileSync(containerd.places.log, "utf8"), /is not unpacked|unpacking/i);
 
+    for (const name of await inCri.images()) await inCri.removeImage(name);
+    assert.deepEqual([await inCri.snapshots("overlayfs"), await inCri.content()], [[], []], "removing all frees all");
+
     await containerd.stop();
     const { root } = readBolt(readFileSync(join(built.output, "io.containerd.metadata.v1.bolt/meta.db")), "meta.db");
     const v1 = root.entries.get("v1");
