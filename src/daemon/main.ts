@@ -28,6 +28,7 @@ import { serveSnapshotter } from "../snapshotter/server.ts";
 import { openSnapshotter, type Snapshotter } from "../snapshotter/snapshotter.ts";
 import { type DaemonConfig, type LoadedConfig, loadConfig } from "./config.ts";
 import { layerProvider } from "./layer-provider.ts";
+import { collectWhenSettled } from "./memory.ts";
 import { Observer } from "./observe.ts";
 import { serveMetrics, serveStatus } from "./status.ts";
 
@@ -38,6 +39,7 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
   const observer = parts.use(new Observer(config.log_level));
   const { log } = observer;
 
+  parts.use(collectWhenSettled());
   const registry = parts.use(openRegistry(config));
   const scheduler = new FetchScheduler({
     parallel: config.fetch.requests_per_host,
