@@ -10,13 +10,14 @@
  */
 
 import { createHash } from "node:crypto";
-import { HeadstartError } from "../../base/errors.ts";
+import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
+import { MiB } from "../../base/limits.ts";
 import { alignUp } from "../../base/ranges.ts";
 import { childName, type FileTree, FileType } from "../../erofs/file-tree.ts";
 import { type DirectoryPlan, planDirectory } from "./directory.ts";
 import { type Extent, extentNodeCount } from "./extents.ts";
 import { beyondExt4, tooSmall } from "./failures.ts";
-import { type Geometry, geometryOf, type Range, REGION_ALIGN } from "./geometry.ts";
+import { type Geometry, geometryOf, type Range, REGION_ALIGN, SIZE_MAX } from "./geometry.ts";
 import { hashState } from "./hash.ts";
 import {
   BLOCK,
@@ -119,7 +120,6 @@ const SECONDS_MAX = 2 ** 34 - 2 ** 31 - 1;
 /** A region of more inodes than this begins on 512 KiB of inode table. */
 const LARGE_REGION_INODES = 1000;
 const INODES_PER_REGION_BLOCK = REGION_ALIGN * INODES_PER_BLOCK;
-const SIZE_ATTEMPTS_MAX = 64;
 
 /**
  * Throws HS_EXT4_LIMIT for what ext4 cannot hold (with its path), HS_EXT4_FULL when it does not fit, HS_INTERNAL for a request that contradicts itself.
@@ -127,19 +127,49 @@ const SIZE_ATTEMPTS_MAX = 64;
 export function layoutExt4(tree: FileTree, options: Ext4Options): Ext4Layout {
   const plan = new TreePlan(tree, options);
   const { size } = options;
-  if (typeof size === "number") return plan.place(size);
-  let bytes = alignUp(plan.blocksAtLeast * BLOCK + size.free, size.unit);
-  for (let attempt = 0; ; attempt++) {
+  if (typeof size !== "number") return smallest(plan, size.free, size.unit);
+  try {
+    return plan.place(size);
+  } catch (error) {
+    if (!isHeadstartError(error, "HS_EXT4_FULL") || options.regions?.some(({ place }) => place !== undefined))
+      throw error;
+    const least = smallest(plan, 0, MiB).size;
+    // what was asked for may fail for another reason than its size
+    if (least <= size) throw error;
+    throw tooSmall(`${size} bytes are too few, the least is ${least} (${least / MiB} MiB): ${error.details.what}`);
+  }
+}
+
+/** Grows until it fits, then halves the step back. Throws HS_EXT4_FULL when no size will do. */
+function smallest(plan: TreePlan, free: number, unit: number): Ext4Layout {
+  const attempt = (units: number): Ext4Layout | HeadstartError => {
     try {
-      const layout = plan.place(bytes);
-      const missing = size.free - freeBytes(layout);
-      if (missing <= 0 || attempt === SIZE_ATTEMPTS_MAX) return layout;
-      bytes += alignUp(missing, size.unit);
+      const layout = plan.place(units * unit);
+      return freeBytes(layout) >= free ? layout : tooSmall(`${units * unit} bytes leave less than ${free} free`);
     } catch (error) {
-      const grow = error instanceof HeadstartError && error.code === "HS_EXT4_FULL" && attempt < SIZE_ATTEMPTS_MAX;
-      if (!grow) throw error;
-      bytes += alignUp(Math.max(1, Math.ceil(bytes / 64)), size.unit);
+      if (isHeadstartError(error, "HS_EXT4_FULL")) return error;
+      throw error;
     }
+  };
+  let refused = Math.ceil((plan.blocksAtLeast * BLOCK + free) / unit) - 1;
+  for (let step = 1; ; step *= 2) {
+    let units = refused + step;
+    let found = attempt(units);
+    if (found instanceof HeadstartError) {
+      if (units * unit > SIZE_MAX) throw found;
+      refused = units;
+      continue;
+    }
+    while (units - refused > 1) {
+      const middle = Math.floor((refused + units) / 2);
+      const closer = attempt(middle);
+      if (closer instanceof HeadstartError) refused = middle;
+      else {
+        units = middle;
+        found = closer;
+      }
+    }
+    return found;
   }
 }
 
@@ -218,9 +248,9 @@ class TreePlan {
     });
   }
 
-  /** A lower bound. */
+  /** A lower bound: no size below has room for the blocks that are sure to be taken. */
   get blocksAtLeast(): number {
-    return this.#regions.reduce((sum, region) => sum + region.blocksMax, REGION_ALIGN);
+    return this.#regions.reduce((sum, region) => sum + region.blocksMax, 0);
   }
 
   place(size: number): Ext4Layout {

@@ -364,6 +364,7 @@ test("a tree that does not fit its size is refused before anything is written", 
       (error) => isHeadstartError(error, "HS_EXT4_FULL"),
     );
   }
+  assert.throws(() => layoutExt4(tree, ext4Options({ size: 20 * MiB })), /the least is \d+ \(2[3-9] MiB\)/);
   const layout = layoutExt4(tree, ext4Options({ size: { free: 5 * MiB, unit: MiB } }));
   assert.equal(layout.size % MiB, 0);
   assert.equal(layout.size < 32 * MiB, true);
