@@ -101,6 +101,7 @@ class StagedData implements Disposable {
   readonly #directory: string;
   #fd = -1;
   #size = 0;
+  #sparse = false;
   #pieces: readonly SparsePiece[] = [];
   #piece = 0;
   /** Bytes of the current piece that are written. */
@@ -114,6 +115,7 @@ class StagedData implements Disposable {
     const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL;
     this.#pieces = entry.sparse ?? [{ offset: 0, length: entry.size }];
     this.#size = entry.size;
+    this.#sparse = entry.sparse !== null;
     this.#piece = 0;
     this.#done = 0;
     // the first piece with bytes is where the tree's first segment is
@@ -137,7 +139,8 @@ class StagedData implements Disposable {
 
   end(): void {
     if (this.#fd < 0) return;
-    ftruncateSync(this.#fd, this.#size);
+    // only a sparse file may end in a hole
+    if (this.#sparse) ftruncateSync(this.#fd, this.#size);
     this[Symbol.dispose]();
   }
 
