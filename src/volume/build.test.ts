@@ -17,6 +17,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { buildImage } from "../../test/build-image.ts";
+import { file, wholeTar } from "../../test/tar-bytes.ts";
 import { kernelLines } from "../../test/tools/kernel-lines.ts";
 import { type Digest, digestHex, sha256 } from "../base/digest.ts";
 import { PROJECT } from "../base/project.ts";
@@ -25,7 +26,7 @@ import { compareTreeLines, type TreeLine } from "../erofs/tree-lines.ts";
 import { mount, unmount } from "../linux/mount.ts";
 import { setXattr } from "../linux/xattr.ts";
 import { parseSource } from "../oci/reference.ts";
-import { layerOf, writeImage } from "../sandbox/image-builder.ts";
+import { layerOf, layerOfTar, writeImage } from "../sandbox/image-builder.ts";
 import { buildVolume, openPlan } from "./build.ts";
 import { inspectRoot } from "./inspect.ts";
 
@@ -189,6 +190,21 @@ test("contents come back: empty files, many of them, one of 3 MiB, replaced and 
   assert.deepEqual([String(read("twice")), String(read("linked")), String(read("other"))], ["second", "new", "linked"]);
   for (let index = 0; index < 300; index++) assert.equal(String(read(`many/${index}`)), `file ${index}`);
   assert.ok(!existsSync(join(output, ".work")));
+});
+
+test("a sparse file has its pieces where they belong, zeros between, a hole at its end, and little on the disk", async () => {
+  const map = { "GNU.sparse.map": "4096,3,1000000,3", "GNU.sparse.numblocks": "2", "GNU.sparse.size": "5000000" };
+  const pax = { "GNU.sparse.major": "0", "GNU.sparse.minor": "1", ...map };
+  const layout = join(directory, "sparse");
+  await writeImage(layout, [layerOfTar(Buffer.from(wholeTar(file("sparse", "abcdef", { pax }))))], { name: "x" });
+  const { output, images } = await build([`oci:${layout}:x`]);
+  const path = join(files(output, images[0]!.layers[0]!.snapshotId), "sparse");
+  const want = Buffer.alloc(5_000_000);
+  want.write("abc", 4096);
+  want.write("def", 1_000_000);
+  assert.ok(readFileSync(path).equals(want));
+  assert.ok(lstatSync(path).blocks <= 32);
+  assert.equal(images[0]!.layers[0]!.bytes, 3 * 4096, "two blocks of data, one of the directory");
 });
 
 test("an image for another platform is refused, whether an index says so or only its configuration", async () => {
