@@ -15,6 +15,7 @@ import { MiB } from "../../base/limits.ts";
 import { alignUp } from "../../base/ranges.ts";
 import { childName, type FileTree, FileType } from "../../erofs/file-tree.ts";
 import { type DirectoryPlan, planDirectory } from "./directory.ts";
+import { checkEntry, fileRuns, findLostFound, LOST_FOUND } from "./entries.ts";
 import { type Extent, extentNodeCount } from "./extents.ts";
 import { beyondExt4, tooSmall } from "./failures.ts";
 import { type Geometry, geometryOf, type Range, REGION_ALIGN, SIZE_MAX } from "./geometry.ts";
@@ -24,21 +25,21 @@ import {
   BLOCKS_PER_GROUP,
   EXTENT_BLOCKS_MAX,
   FIRST_INODE,
-  INODES_PER_BLOCK,
   LINKS_MAX,
   LOST_FOUND_INODE,
   ROOT_INODE,
 } from "./ondisk.ts";
+import {
+  assignInodes,
+  BlockCursor,
+  ExtentRows,
+  frontRanges,
+  placeRegions,
+  type RegionNeeds,
+  type RegionPlace,
+} from "./place.ts";
 import { treePath } from "./tree-path.ts";
 import { fitsInode, xattrBlock, xattrEntries } from "./xattr.ts";
-
-export interface RegionPlace {
-  /** A multiple of 128. */
-  readonly startBlock: number;
-  readonly blockCount: number;
-  readonly firstInode: number;
-  readonly inodeCount: number;
-}
 
 export interface RegionRequest {
   /** Inodes of the tree in the order of their data. None stands in two regions, and the root in none. */
@@ -108,18 +109,8 @@ export interface Ext4Layout {
   readonly used: readonly Range[];
 }
 
-const LOST_FOUND = Buffer.from("lost+found");
 const LOST_FOUND_BLOCKS = 4;
 const FAST_SYMLINK_MAX = 59;
-const SYMLINK_MAX = 4095;
-const FILE_BLOCKS_MAX = 2 ** 32 - 1;
-const MAJOR_MAX = 0xfff;
-const MINOR_MAX = 0xfffff;
-const SECONDS_MIN = -(2 ** 31);
-const SECONDS_MAX = 2 ** 34 - 2 ** 31 - 1;
-/** A region of more inodes than this begins on 512 KiB of inode table. */
-const LARGE_REGION_INODES = 1000;
-const INODES_PER_REGION_BLOCK = REGION_ALIGN * INODES_PER_BLOCK;
 
 /**
  * Throws HS_EXT4_LIMIT for what ext4 cannot hold (with its path), HS_EXT4_FULL when it does not fit, HS_INTERNAL for a request that contradicts itself.
@@ -179,11 +170,8 @@ function freeBytes(layout: Ext4Layout): number {
   return free * BLOCK;
 }
 
-interface PlannedRegion {
+interface PlannedRegion extends RegionNeeds {
   readonly inodes: ArrayLike<number>;
-  readonly place: RegionPlace | undefined;
-  /** Blocks it takes at most when superblock copies are stepped over. */
-  readonly blocksMax: number;
   readonly firstInode: number;
   readonly inodeCount: number;
   readonly xattrBlocks: readonly { readonly inode: number; readonly sharers: readonly number[] }[];
@@ -213,7 +201,10 @@ class TreePlan {
     this.#lostFound = findLostFound(tree);
     this.#blocksOf = new Uint32Array(tree.inodeCount);
     this.#indexed = new Uint8Array(tree.inodeCount);
-    for (let inode = 0; inode < tree.inodeCount; inode++) this.#checkInode(inode);
+    for (let inode = 0; inode < tree.inodeCount; inode++) {
+      checkEntry(tree, inode, this.#where(inode));
+      this.#planBlocks(inode);
+    }
     this.#linksOf = this.#countLinks();
     const lists = this.#regionLists();
     const places = [options.restPlace, ...(options.regions ?? []).map(({ place }) => place)];
@@ -339,45 +330,14 @@ class TreePlan {
     return () => JSON.stringify(treePath(this.#tree, inode));
   }
 
-  #checkInode(inode: number): void {
-    const tree = this.#tree;
-    const where = this.#where(inode);
-    const seconds = tree.mtimeSeconds[inode]!;
-    if (!(seconds >= SECONDS_MIN && seconds <= SECONDS_MAX)) {
-      throw beyondExt4(`${where()}: the time ${seconds} is outside of 1901 to 2446`);
-    }
-    switch (tree.type[inode] as FileType) {
-      case FileType.char:
-      case FileType.block:
-        if (tree.rdevMajor[inode]! > MAJOR_MAX || tree.rdevMinor[inode]! > MINOR_MAX) {
-          throw beyondExt4(
-            `${where()}: device ${tree.rdevMajor[inode]}:${tree.rdevMinor[inode]}, at most ${MAJOR_MAX}:${MINOR_MAX} is possible`,
-          );
-        }
-        break;
-      case FileType.symlink: {
-        const length = tree.size[inode]!;
-        if (length === 0 || length > SYMLINK_MAX) throw beyondExt4(`${where()}: a link target of ${length} bytes`);
-        this.#blocksOf[inode] = length > FAST_SYMLINK_MAX ? 1 : 0;
-        break;
-      }
-      case FileType.regular:
-        if (tree.size[inode]! > FILE_BLOCKS_MAX * BLOCK) {
-          throw beyondExt4(`${where()}: ${tree.size[inode]} bytes, at most ${FILE_BLOCKS_MAX * BLOCK} are possible`);
-        }
-        break;
-      case FileType.directory: {
-        const plan = this.#planDirectory(inode);
-        this.#blocksOf[inode] = plan.blocks;
-        this.#indexed[inode] = plan.order === null ? 0 : 1;
-        break;
-      }
-      default:
-        break;
-    }
-    if (tree.type[inode] !== FileType.directory && tree.nlink[inode]! > LINKS_MAX) {
-      throw beyondExt4(`${where()}: ${tree.nlink[inode]} hard links, at most ${LINKS_MAX} are possible`);
-    }
+  /** Blocks of what does not come from a source. */
+  #planBlocks(inode: number): void {
+    const type = this.#tree.type[inode];
+    if (type === FileType.symlink) this.#blocksOf[inode] = this.#tree.size[inode]! > FAST_SYMLINK_MAX ? 1 : 0;
+    if (type !== FileType.directory) return;
+    const plan = this.#planDirectory(inode);
+    this.#blocksOf[inode] = plan.blocks;
+    this.#indexed[inode] = plan.order === null ? 0 : 1;
   }
 
   #countLinks(): Uint32Array {
@@ -471,220 +431,3 @@ class TreePlan {
 
 /** As the kernel: one block is shared by so many inodes at most. */
 const XATTR_SHARERS_MAX = 1024;
-
-/** Half-open runs of file blocks that any segment touches, ascending. */
-export function* fileRuns(tree: FileTree, inode: number): Generator<Range> {
-  let start = -1;
-  let end = -1;
-  for (let at = tree.segmentStart[inode]!; at < tree.segmentStart[inode + 1]!; at++) {
-    const from = Math.floor(tree.segmentFileOffset[at]! / BLOCK);
-    const to = Math.ceil((tree.segmentFileOffset[at]! + tree.segmentLength[at]!) / BLOCK);
-    if (from <= end) end = Math.max(end, to);
-    else {
-      if (end > start) yield { start, end };
-      start = from;
-      end = to;
-    }
-  }
-  if (end > start) yield { start, end };
-}
-
-function findLostFound(tree: FileTree): number {
-  for (let at = tree.childStart[0]!; at < tree.childStart[1]!; at++) {
-    if (!LOST_FOUND.equals(childName(tree, at))) continue;
-    const inode = tree.childInode[at]!;
-    if (tree.type[inode] === FileType.directory) return inode;
-    throw beyondExt4(`"/lost+found" must be a directory`);
-  }
-  return -1;
-}
-
-interface InodeRange {
-  readonly firstInode: number;
-  readonly inodeCount: number;
-}
-
-/** Given ranges stay; the others get the first free numbers, on whole blocks of the inode table. */
-function assignInodes(
-  wanted: readonly { place: RegionPlace | undefined; count: number; isRest: boolean }[],
-): InodeRange[] {
-  const taken: Range[] = [];
-  const reserve = (start: number, count: number) => {
-    const end = start + count;
-    if (taken.some((range) => start < range.end && range.start < end)) {
-      throw new HeadstartError("HS_INTERNAL", { what: `ext4: inodes ${start} to ${end} are given to two regions` });
-    }
-    if (count > 0) taken.push({ start, end });
-    taken.sort((a, b) => a.start - b.start);
-  };
-  for (const { place, count } of wanted) {
-    if (place === undefined) continue;
-    if (place.firstInode <= FIRST_INODE || place.inodeCount < count) {
-      throw tooSmall(`a region of ${count} inodes has a place for ${place.inodeCount}`);
-    }
-    reserve(place.firstInode, place.inodeCount);
-  }
-  return wanted.map(({ place, count, isRest }) => {
-    if (place !== undefined) return { firstInode: place.firstInode, inodeCount: place.inodeCount };
-    const unit = count > LARGE_REGION_INODES ? INODES_PER_REGION_BLOCK : INODES_PER_BLOCK;
-    const aligned = (number: number) => (isRest ? number : alignUp(number - 1, unit) + 1);
-    let start = aligned(FIRST_INODE + 1);
-    for (const range of taken) if (start + count > range.start && start < range.end) start = aligned(range.end);
-    reserve(start, count);
-    return { firstInode: start, inodeCount: count };
-  });
-}
-
-/** Where each region begins and what it may not reach. */
-function placeRegions(regions: readonly PlannedRegion[], geometry: Geometry): { start: number; limit: number }[] {
-  const taken: Range[] = [];
-  const reserve = (start: number, end: number) => {
-    taken.push({ start, end });
-    taken.sort((a, b) => a.start - b.start);
-  };
-  for (const { place } of regions) {
-    if (place === undefined || place.blockCount === 0) continue;
-    const { startBlock, blockCount } = place;
-    const end = startBlock + blockCount;
-    const clash = taken.some((range) => startBlock < range.end && range.start < end);
-    if (clash || startBlock % REGION_ALIGN !== 0) {
-      throw new HeadstartError("HS_INTERNAL", { what: `ext4: blocks ${startBlock} to ${end} cannot be a region` });
-    }
-    if (startBlock < geometry.dataStart || end > geometry.blocks) {
-      throw tooSmall(
-        `a region at blocks ${startBlock} to ${end} lies outside of a file system of ${geometry.blocks} blocks`,
-      );
-    }
-    reserve(startBlock, end);
-  }
-  return regions.map(({ place, blocksMax }) => {
-    if (place !== undefined) return { start: place.startBlock, limit: place.startBlock + place.blockCount };
-    if (blocksMax === 0) return { start: geometry.dataStart, limit: geometry.dataStart };
-    let start = geometry.dataStart;
-    for (const range of [...taken, { start: geometry.blocks, end: geometry.blocks }]) {
-      const end = spanEnd(geometry, start, blocksMax);
-      if (end <= range.start) {
-        const limit = Math.min(range.start, alignUp(end, REGION_ALIGN));
-        reserve(start, limit);
-        return { start, limit };
-      }
-      start = Math.max(start, alignUp(range.end, REGION_ALIGN));
-    }
-    throw tooSmall(
-      `${blocksMax} blocks of 4096 bytes in one region do not fit into a file system of ${geometry.blocks} blocks`,
-    );
-  });
-}
-
-/** Where `count` blocks from `start` on end when superblock copies are stepped over. */
-function spanEnd(geometry: Geometry, start: number, count: number): number {
-  let end = start + count;
-  for (const backup of geometry.backups) {
-    if (backup.start >= end) break;
-    if (backup.end > start) end += backup.end - Math.max(start, backup.start);
-  }
-  return end;
-}
-
-/** Extents of all inodes, flat: a hundred thousand files have as many. */
-class ExtentRows {
-  readonly #logical: number[] = [];
-  readonly #physical: number[] = [];
-  readonly #length: number[] = [];
-  readonly #first: Uint32Array;
-  readonly #count: Uint32Array;
-
-  constructor(inodes: number) {
-    this.#first = new Uint32Array(inodes);
-    this.#count = new Uint32Array(inodes);
-  }
-
-  get length(): number {
-    return this.#length.length;
-  }
-
-  push({ logical, physical, length }: Extent): void {
-    this.#logical.push(logical);
-    this.#physical.push(physical);
-    this.#length.push(length);
-  }
-
-  /** What was pushed from row `first` on belongs to `inode`. Returns how many they are. */
-  own(inode: number, first: number): number {
-    this.#first[inode] = first;
-    this.#count[inode] = this.length - first;
-    return this.#count[inode]!;
-  }
-
-  of(inode: number): Extent[] {
-    const extents: Extent[] = [];
-    const first = this.#first[inode]!;
-    for (let row = first; row < first + this.#count[inode]!; row++) {
-      extents.push({ logical: this.#logical[row]!, physical: this.#physical[row]!, length: this.#length[row]! });
-    }
-    return extents;
-  }
-}
-
-/** Hands out blocks in ascending order, around superblock copies. */
-class BlockCursor {
-  next: number;
-  readonly used: { start: number; end: number }[] = [];
-  readonly #limit: number;
-  readonly #backups: readonly Range[];
-  #backup = 0;
-
-  constructor(geometry: Geometry, start: number, limit: number) {
-    this.next = start;
-    this.#limit = limit;
-    this.#backups = geometry.backups;
-  }
-
-  one(): number {
-    let block = 0;
-    this.run(0, 1, ({ physical }) => {
-      block = physical;
-    });
-    return block;
-  }
-
-  /** Extents for `count` blocks of a file from `logical` on. */
-  run(logical: number, count: number, put: (extent: Extent) => void): void {
-    let done = 0;
-    while (done < count) {
-      while (this.#backup < this.#backups.length && this.#backups[this.#backup]!.end <= this.next) this.#backup++;
-      const backup = this.#backups[this.#backup];
-      if (backup !== undefined && backup.start <= this.next) {
-        this.next = backup.end;
-        continue;
-      }
-      const room = (backup?.start ?? Number.POSITIVE_INFINITY) - this.next;
-      const length = Math.min(count - done, EXTENT_BLOCKS_MAX, room);
-      if (this.next + length > this.#limit)
-        throw tooSmall(`a region does not fit its place, which ends at block ${this.#limit}`);
-      put({ logical: logical + done, physical: this.next, length });
-      this.#take(length);
-      done += length;
-    }
-  }
-
-  #take(length: number): void {
-    const last = this.used.at(-1);
-    if (last !== undefined && last.end === this.next) last.end += length;
-    else this.used.push({ start: this.next, end: this.next + length });
-    this.next += length;
-  }
-}
-
-/** What the skeleton itself takes. */
-function frontRanges(geometry: Geometry): Range[] {
-  const { descBlocks, reservedDescBlocks, inodesPerGroup, journal, resizeBlock } = geometry;
-  const ranges: Range[] = [{ start: 0, end: 1 + descBlocks + reservedDescBlocks }, ...geometry.backups];
-  for (const block of geometry.blockBitmaps) ranges.push({ start: block, end: block + 1 });
-  for (const block of geometry.inodeBitmaps) ranges.push({ start: block, end: block + 1 });
-  for (const block of geometry.inodeTables)
-    ranges.push({ start: block, end: block + inodesPerGroup / INODES_PER_BLOCK });
-  if (resizeBlock > 0) ranges.push({ start: resizeBlock, end: resizeBlock + 1 });
-  if (journal.end > journal.start) ranges.push(journal);
-  return ranges;
-}
