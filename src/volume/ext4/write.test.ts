@@ -399,3 +399,26 @@ test("what source and sink throw comes out", async () => {
     name: "AbortError",
   });
 });
+
+test("no write is under way any more when a failure comes out", async () => {
+  const tree = treeOf((builder, file) => {
+    builder.addName(0, text("x"), builder.addInode({ ...PLAIN, type: FileType.regular, ...file(5 * MiB) }));
+  });
+  let underWay = 0;
+  const writing = writeExt4(
+    layoutExt4(tree, ext4Options()),
+    function* () {
+      yield new Uint8Array(4 * MiB);
+      throw new Error("cut");
+    },
+    {
+      async write() {
+        underWay++;
+        await new Promise((resolve) => setTimeout(resolve, 20));
+        underWay--;
+      },
+    },
+  );
+  await assert.rejects(writing, /cut/);
+  assert.equal(underWay, 0);
+});

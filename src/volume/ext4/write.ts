@@ -59,7 +59,7 @@ export interface WriteOptions {
 }
 
 /**
- * Throws HS_SIZE_MISMATCH when a source gives more or fewer bytes than its segment has, HS_CANCELED when aborted, and whatever source and sink throw.
+ * No write is under way when this returns or throws. Throws HS_SIZE_MISMATCH when a source gives more or fewer bytes than its segment has, HS_CANCELED when aborted, and whatever source and sink throw.
  */
 export async function writeExt4(
   layout: Ext4Layout,
@@ -69,8 +69,13 @@ export async function writeExt4(
 ): Promise<void> {
   const stream = new BlockStream(sink);
   const counts = countGroups(layout);
-  await new Emitter(layout, counts, stream, content, options.signal).run();
-  await stream.end();
+  try {
+    await new Emitter(layout, counts, stream, content, options.signal).run();
+    await stream.end();
+  } finally {
+    // whatever went wrong: the sink may be closed once this function is done
+    await stream.settled();
+  }
 }
 
 /** A sink into an open file, `base` bytes from its start. The caller truncates the file to the image's size. */
@@ -134,6 +139,11 @@ class BlockStream {
     await this.#zeros((BLOCK - (this.position % BLOCK)) % BLOCK);
     await this.#flush();
     await this.#pending;
+  }
+
+  /** When no write is under way any more, however it ended. */
+  async settled(): Promise<void> {
+    await this.#pending?.catch(() => undefined);
   }
 
   /** Up to the next multiple of the buffer's size in the image. */
