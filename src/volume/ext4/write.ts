@@ -59,7 +59,8 @@ export interface WriteOptions {
 }
 
 /**
- * No write is under way when this returns or throws. Throws HS_SIZE_MISMATCH when a source gives more or fewer bytes than its segment has, HS_CANCELED when aborted, and whatever source and sink throw.
+ * No write is under way when this returns or throws. Throws HS_SIZE_MISMATCH when a source gives more or fewer bytes than its segment has, the signal's reason
+ * when aborted, and whatever source and sink throw.
  */
 export async function writeExt4(
   layout: Ext4Layout,
