@@ -6,6 +6,7 @@
 import { HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
 import { type FileTree, FileType, findChild, symlinkTarget } from "../erofs/file-tree.ts";
+import { layersToRebuild, resolveChain } from "../erofs/implied.ts";
 import { type MergedTree, mergeTrees } from "../erofs/overlay.ts";
 import { textToBytes } from "../erofs/tree-lines.ts";
 import type { LayerRole } from "../formats/format.ts";
@@ -61,7 +62,25 @@ export async function lookInto(reader: ImageReader, options: LookOptions = {}): 
     ? null
     : await chooseIndex(image, reader, { policy: "referrers", signal: options.signal });
   const limit = new Limit(PARALLEL);
-  const trees: FileTree[] = [];
+  const streamed = async (position: number, lowers?: readonly FileTree[]): Promise<LookedLayer> => {
+    const identity = image.layers[position]!;
+    const role: LayerRole = position === 0 ? "lowest" : "upper";
+    const blob = reader.openBlob(image.loaded.layers[position]!);
+    const read = await readLayerTree(blob.stream(0, { signal: options.signal, callerVerifies: true }), {
+      mediaType: identity.mediaType,
+      role,
+      digest: identity.digest,
+      size: identity.size,
+      diffID: identity.diffID,
+      hashContents: options.hashContents,
+      lowers,
+    });
+    return {
+      tree: read.tree,
+      contentSha256: options.hashContents ? (inode) => read.contentSha256(inode) : null,
+      content: streamContent(read.tree, identity, role, blob),
+    };
+  };
   const layers = await Promise.all(
     image.layers.map((identity, position) =>
       limit.run(async (): Promise<LookedLayer> => {
@@ -87,23 +106,16 @@ export async function lookInto(reader: ImageReader, options: LookOptions = {}): 
           }
         }
         options.onLayer?.(position, image.layers.length, "stream");
-        const read = await readLayerTree(blob.stream(0, { signal: options.signal, callerVerifies: true }), {
-          mediaType: identity.mediaType,
-          role,
-          digest: identity.digest,
-          size: identity.size,
-          diffID: identity.diffID,
-          hashContents: options.hashContents,
-        });
-        return {
-          tree: read.tree,
-          contentSha256: options.hashContents ? (inode) => read.contentSha256(inode) : null,
-          content: streamContent(read.tree, identity, role, blob),
-        };
+        return await streamed(position);
       }),
     ),
   );
-  for (const layer of layers) trees.push(layer.tree);
+  const trees = layers.map((layer) => layer.tree);
+  // a default ACL that a layer's implied directory takes from below reaches what the layer put there: its tree depends on the chain
+  for (const position of layersToRebuild(resolveChain(trees))) {
+    layers[position] = await streamed(position, trees.slice(0, position));
+    trees[position] = layers[position].tree;
+  }
   const merged = mergeTrees(trees);
   return {
     kind: "layers",
