@@ -5,18 +5,6 @@ export interface Range {
   readonly end: number;
 }
 
-/** Sorted and merged; empty ranges vanish. Ranges that are at most `gap` bytes apart become one. */
-export function mergeRanges(ranges: readonly Range[], gap = 0): Range[] {
-  const sorted = ranges.filter((range) => range.end > range.start).sort((a, b) => a.start - b.start);
-  const merged: { start: number; end: number }[] = [];
-  for (const range of sorted) {
-    const last = merged.at(-1);
-    if (last !== undefined && range.start <= last.end + gap) last.end = Math.max(last.end, range.end);
-    else merged.push({ start: range.start, end: range.end });
-  }
-  return merged;
-}
-
 export function alignUp(value: number, unit: number): number {
   return Math.ceil(value / unit) * unit;
 }

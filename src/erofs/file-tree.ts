@@ -23,9 +23,6 @@ import { LIMITS } from "../base/limits.ts";
 
 /** An address is `space * 2^44 + offset`: a place in one decoded stream (for a tar: the uncompressed tar, space 0). */
 export const ADDRESS_SPACE = 2 ** 44;
-/** 2^53 / 2^44. */
-export const ADDRESS_SPACES_MAX = 512;
-
 /** Numbers as EROFS and d_type-like tables use them (erofs_fs.h, EROFS_FT_*). */
 export const FileType = {
   regular: 1,

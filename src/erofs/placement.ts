@@ -21,12 +21,6 @@ export interface Placement {
   readonly byFile: Uint32Array;
 }
 
-export interface PlacedRow {
-  readonly address: number;
-  readonly length: number;
-  readonly fileOffset: number;
-}
-
 /** Arrays are over SharedArrayBuffers: workers scatter by them. */
 export function makePlacement(rows: {
   address: Float64Array;

@@ -1,6 +1,5 @@
 /** What a layer's row keeps about where it comes from: enough to make it again after a restart, and nothing secret. */
 
-import type { Digest } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import type { LayerSource } from "../layer/rows.ts";
 import { type Descriptor, readDescriptor } from "../oci/descriptor.ts";
@@ -37,8 +36,3 @@ export function unpackSource(source: LayerSource): ImageLayerSource {
 
 /** How much of the first bytes of a blob the access probe asks for: enough to be a range, too little to cost anything. */
 export const PROBE_BYTES = 512;
-
-export interface BlobAccess {
-  readonly digest: Digest;
-  readonly size: number;
-}

@@ -4,7 +4,7 @@
  */
 
 import { constants, existsSync } from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
+import { open } from "node:fs/promises";
 import { Writer } from "../base/bytes.ts";
 import { HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { ioctl, ioctlAsync } from "./ioctl.ts";
@@ -12,7 +12,6 @@ import { makeNode } from "./node.ts";
 
 // linux/loop.h
 const LOOP_CONFIGURE = 0x4c0a;
-const LOOP_CLR_FD = 0x4c01;
 const LOOP_CTL_GET_FREE = 0x4c82;
 const LO_FLAGS_READ_ONLY = 1;
 const LO_FLAGS_AUTOCLEAR = 4;
@@ -46,16 +45,6 @@ export async function attachLoop(file: string): Promise<LoopDevice> {
     }
   }
   throw new HeadstartError("HS_SYSCALL", { what: `no free loop device after ${ATTEMPTS_MAX} attempts` });
-}
-
-/** Frees a device that no mount holds. Throws HS_SYSCALL (ENXIO: it is free). */
-export async function detachLoop(path: string): Promise<void> {
-  const device: FileHandle = await open(path, constants.O_RDONLY);
-  try {
-    ioctl(`LOOP_CLR_FD ${path}`, device.fd, LOOP_CLR_FD);
-  } finally {
-    await device.close();
-  }
 }
 
 /** struct loop_config (304 bytes): fd, block_size, struct loop_info64 (232 bytes), 8 reserved u64. */

@@ -1,7 +1,6 @@
 /** Descriptors (image-spec descriptor.md): the links of which images are made. Parsing checks every field that is used. */
 
 import { type Digest, parseDigest } from "../base/digest.ts";
-import { HeadstartError } from "../base/errors.ts";
 import {
   asObject,
   defined,
@@ -66,15 +65,4 @@ export function isImageEntry(entry: Descriptor): boolean {
   if (annotation(entry, "vnd.docker.reference.type") !== undefined) return false;
   if (annotation(entry, "com.amazon.soci.image-manifest-digest") !== undefined) return false;
   return !(entry.platform?.os === "unknown" && entry.platform.architecture === "unknown");
-}
-
-/** Throws HS_SIZE_MISMATCH. */
-export function checkSize(size: number, descriptor: Descriptor, what: string): void {
-  if (size !== descriptor.size) {
-    throw new HeadstartError("HS_SIZE_MISMATCH", {
-      what: `${what}: ${descriptor.digest} is ${descriptor.size} bytes long, got ${size}`,
-      got: size,
-      want: descriptor.size,
-    });
-  }
 }

@@ -83,7 +83,3 @@ export function layerKind(mediaType: string): LayerKind | undefined {
     encrypted: match[3] !== undefined,
   };
 }
-
-export function isLayerType(mediaType: string): boolean {
-  return layerKind(mediaType) !== undefined;
-}

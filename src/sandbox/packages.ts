@@ -5,7 +5,7 @@
  */
 
 import { existsSync } from "node:fs";
-import { access, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { access, mkdir, readdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { HeadstartError } from "../base/errors.ts";
 import { cacheDirectory, cachedDirectory, withCacheLock } from "./cache.ts";
@@ -176,15 +176,4 @@ function assertVersion(wanted: Unpacking, name: string, version: string): void {
       what: `${name} ${start || "(any version)"} of Debian ${wanted.suite}: the archive has ${version}`,
     });
   }
-}
-
-/** "containerd 2.1.9+ds1-5" for each package of a directory that `unpackedPackages` made. */
-export async function unpackedVersions(directory: string): Promise<ReadonlyMap<string, string>> {
-  const text = await readFile(join(directory, ".versions"), "utf8");
-  return new Map(
-    text
-      .trimEnd()
-      .split("\n")
-      .map((line) => line.split(" ") as [string, string]),
-  );
 }

@@ -218,11 +218,6 @@ function unsupported(what: string, message: string): HeadstartError {
   return new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `${what}: ${message}` });
 }
 
-/** True when the tree's chunks have digests that the manifest binds: a record for each. */
-export function hasChunkDigests(bootstrap: NydusBootstrap): boolean {
-  return !bootstrap.uses.record.includes(-1);
-}
-
 export function isZran(features: number): boolean {
   return (features & BlobFeature.zran) !== 0;
 }
