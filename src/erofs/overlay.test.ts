@@ -189,6 +189,14 @@ test("5, C7: what holds nothing but marks below a lower non-directory is hidden 
   assert.deepEqual(names(impliedLower(trees)!), ["d a", "w a/b"]);
 });
 
+test("5, C7: what holds nothing but marks above a symlink that leads nowhere leaves the symlink to be seen", () => {
+  const trees = stack([symlink("b", "b")], [file("b/.wh.c")]);
+  assert.deepEqual(names(mergeTrees(trees).tree), ["l b"]);
+  const lower = impliedLower(trees)!;
+  assert.deepEqual(names(lower), ["l b"]);
+  assert.equal(at(lower, "b").target, "b");
+});
+
 test("5: a directory that was implied before its entry came has the lower xattrs under its own", () => {
   const trees = stack(
     [directory("a", { mode: 0o700, xattrs: { "user.x": "low", "user.y": "low" } })],

@@ -103,28 +103,28 @@ export function treeInChain(trees: readonly FileTree[], index: number): FileTree
 
 /** The directories that `impliedLower` is made for, without their ancestors; ascending by nothing in particular. */
 export function impliedAttributes(trees: readonly FileTree[]): ImpliedDirectory[] {
-  return changedDirectories(resolveChain(trees))
-    .filter(({ changed, whiteout }) => changed && !whiteout)
-    .map(({ path, attributes }) => ({ path, attributes }));
+  return changedPlaces(resolveChain(trees)).flatMap(({ path, attributes, changed }) =>
+    changed && attributes !== null ? [{ path, attributes }] : [],
+  );
 }
 
 /**
  * The lower to put on top of a chain, or null when none is needed. It holds the directories whose attributes differ, with their ancestors (which look
- * as they do anyway), and a whiteout for each directory that is not to be seen at all (C7).
+ * as they do anyway), and for each directory that is not there at all (C7) what stands below it, or a whiteout.
  */
 export function impliedLower(trees: readonly FileTree[]): FileTree | null {
   if (trees.length < 2) return null;
   const chain = resolveChain(trees);
   if (chain.every(({ taken, leftOut }) => taken.size === 0 && leftOut.size === 0)) return null;
-  const directories = changedDirectories(chain);
-  if (directories.length === 0) return null;
+  const places = changedPlaces(chain);
+  if (places.length === 0) return null;
   const builder = new FileTreeBuilder(directoryFields({ ...ROOT_ATTRIBUTES, xattrs: rootXattrs(chain) }));
   const inodes = new Map<Visited, number>();
-  for (const directory of directories) {
-    const inode = builder.addInode(directory.whiteout ? WHITEOUT : directoryFields(directory.attributes));
-    inodes.set(directory, inode);
-    const parent = directory.parent === null ? 0 : inodes.get(directory.parent)!;
-    builder.addName(parent, Buffer.from(directory.name, "latin1"), inode);
+  for (const place of places) {
+    const inode = builder.addInode(place.fields);
+    inodes.set(place, inode);
+    const parent = place.parent === null ? 0 : inodes.get(place.parent)!;
+    builder.addName(parent, Buffer.from(place.name, "latin1"), inode);
   }
   return builder.finish();
 }
@@ -135,12 +135,11 @@ interface Place {
 }
 
 type MergedName =
-  /** A whiteout decides. */
-  | { readonly kind: "hidden" }
+  /** A whiteout decides. `covered` here and below: a directory that is left out stands above the first place, so the raw stack shows that one. */
+  | { readonly kind: "hidden"; readonly covered: boolean }
   /** Nothing but directories that are left out in this chain. */
   | { readonly kind: "left-out" }
-  | { readonly kind: "file"; readonly places: readonly [Place] }
-  /** `covered`: a left-out directory stands above the first place, so the raw stack shows that one's attributes. */
+  | { readonly kind: "file"; readonly places: readonly [Place]; readonly covered: boolean }
   | { readonly kind: "directory"; readonly places: Place[]; open: boolean; readonly covered: boolean };
 
 const ROOT_ATTRIBUTES = { mode: 0o755, uid: 0, gid: 0, mtimeSeconds: 0, mtimeNanoseconds: 0 } as const;
@@ -191,19 +190,20 @@ function layBelow(above: MergedName | undefined, chain: readonly ChainLayer[], p
     above.open = isDirectory && !isOpaque(tree, place.inode);
     return above;
   }
-  if (isDirectory) {
-    return { kind: "directory", places: [place], open: !isOpaque(tree, place.inode), covered: above !== undefined };
-  }
-  return isWhiteout(tree, place.inode) ? { kind: "hidden" } : { kind: "file", places: [place] };
+  const covered = above !== undefined;
+  if (isDirectory) return { kind: "directory", places: [place], open: !isOpaque(tree, place.inode), covered };
+  return isWhiteout(tree, place.inode) ? { kind: "hidden", covered } : { kind: "file", places: [place], covered };
 }
 
 interface Visited {
   readonly parent: Visited | null;
   readonly name: string;
   readonly path: string;
-  readonly attributes: DirectoryAttributes;
+  /** What the lower has there. */
+  readonly fields: InodeFields;
+  /** Null where it is no directory. */
+  readonly attributes: DirectoryAttributes | null;
   readonly changed: boolean;
-  readonly whiteout: boolean;
 }
 
 /** Names on the way to directories that differ in a chain, as a tree: all that is looked at, since whole images have many names. */
@@ -224,8 +224,8 @@ function waysToChanges(chain: readonly ChainLayer[]): Ways {
   return root;
 }
 
-/** Directories of the merged view that need another look than the raw stack gives them, and their ancestors before them. */
-function changedDirectories(chain: readonly ChainLayer[]): Visited[] {
+/** What of the merged view needs another look than the raw stack gives it, and its ancestors before it. */
+function changedPlaces(chain: readonly ChainLayer[]): Visited[] {
   const wanted = new Set<Visited>();
   const order: Visited[] = [];
   const stack: { self: Visited | null; places: readonly Place[]; ways: Ways }[] = [
@@ -234,23 +234,30 @@ function changedDirectories(chain: readonly ChainLayer[]): Visited[] {
   for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
     for (const [name, ways] of top.ways) {
       const found = mergedChild(chain, top.places, Buffer.from(name, "latin1"));
-      if (found === undefined || found.kind === "file" || found.kind === "hidden") continue;
+      if (found === undefined) continue;
       const path = `${top.self?.path ?? ""}/${name}`;
-      const whiteout = found.kind === "left-out";
-      let attributes: DirectoryAttributes = { ...ROOT_ATTRIBUTES, xattrs: new Map() };
-      let changed = whiteout;
+      const here = { parent: top.self, name, path };
+      let self: Visited;
       if (found.kind === "directory") {
         const first = found.places[0]!;
-        attributes = chain[first.layer]!.attributes(first.inode);
-        changed = found.covered || chain[first.layer]!.taken.has(first.inode);
-      }
-      const self: Visited = { parent: top.self, name, path, attributes, changed, whiteout };
+        const layer = chain[first.layer]!;
+        const attributes = layer.attributes(first.inode);
+        const changed = found.covered || layer.taken.has(first.inode);
+        self = { ...here, fields: directoryFields(attributes), attributes, changed };
+      } else if (found.kind === "left-out" || (found.kind === "hidden" && found.covered)) {
+        self = { ...here, fields: WHITEOUT, attributes: null, changed: true };
+      } else if (found.kind === "file" && found.covered) {
+        // a symlink that leads nowhere: of anything else containerd makes a directory (C7)
+        const [first] = found.places;
+        self = { ...here, fields: fileFields(chain[first.layer]!.tree, first.inode), attributes: null, changed: true };
+      } else continue;
       order.push(self);
-      if (changed) for (let at: Visited | null = self; at !== null && !wanted.has(at); at = at.parent) wanted.add(at);
+      if (self.changed)
+        for (let at: Visited | null = self; at !== null && !wanted.has(at); at = at.parent) wanted.add(at);
       if (found.kind === "directory") stack.push({ self, places: found.places, ways });
     }
   }
-  return order.filter((directory) => wanted.has(directory));
+  return order.filter((place) => wanted.has(place));
 }
 
 /** A one-layer image is a bind mount, no overlayfs: a char device 0:0 shows as a device. */
