@@ -1,18 +1,19 @@
 /** Entry of a thread for whatever is heavy about whole layers (jobs.ts), one job after the other. */
 
 import { parentPort } from "node:worker_threads";
-import { describeError, HeadstartError, kindOf } from "../base/errors.ts";
+import { HeadstartError } from "../base/errors.ts";
+import { workerAnswer } from "../base/worker-pool.ts";
 import { FORMATS } from "../formats/all.ts";
 import { ByteRing } from "./byte-ring.ts";
 import { unpackLayer } from "./eager-unpack.ts";
-import type { JobAnswer, JobResults, LayerJob } from "./jobs.ts";
+import type { JobResults, LayerJob } from "./jobs.ts";
 import { type OpenLazy, prepareAgain, prepareNew } from "./prepare.ts";
 import { checkWhole } from "./seal.ts";
 
 const port = parentPort!;
 
 port.on("message", (job: LayerJob) => {
-  void answer(job).then((message) => port.postMessage(message));
+  void workerAnswer(() => run(job)).then((message) => port.postMessage(message));
 });
 
 const openLazy: OpenLazy = (name, input) => {
@@ -20,19 +21,6 @@ const openLazy: OpenLazy = (name, input) => {
   if (format === undefined) throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `layer format ${name}` });
   return format.openLayer(input);
 };
-
-async function answer(job: LayerJob): Promise<JobAnswer> {
-  try {
-    return { t: "done", result: await run(job) };
-  } catch (error) {
-    const what = describeError(error);
-    if (error instanceof HeadstartError) {
-      // whoever makes an error of this again puts the code in front
-      return { t: "failed", code: error.code, what: what.replace(`[${error.code}] `, ""), details: plain(error) };
-    }
-    return { t: "failed", code: kindOf(error) === "exhausted" ? "HS_DISK_FULL" : "HS_INTERNAL", what, details: {} };
-  }
-}
 
 async function run(job: LayerJob): Promise<JobResults[keyof JobResults]> {
   switch (job.t) {
@@ -54,12 +42,4 @@ async function run(job: LayerJob): Promise<JobResults[keyof JobResults]> {
     default:
       throw job satisfies never;
   }
-}
-
-/** Details that survive a message: strings and numbers. */
-function plain(error: HeadstartError): Record<string, unknown> {
-  const kept = Object.entries(error.details).filter(
-    ([field, value]) => field !== "what" && (typeof value === "string" || typeof value === "number"),
-  );
-  return Object.fromEntries(kept);
 }
