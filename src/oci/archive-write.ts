@@ -12,8 +12,8 @@ import { goIndex } from "./gojson.ts";
 import { LAYOUT_FILE } from "./layout.ts";
 import { ManifestLedger } from "./ledger.ts";
 import { MEDIA_TYPES } from "./media-types.ts";
-import { type BlobSource, type ImageWriter, openBlobSource, type WriteOptions } from "./store.ts";
-import { verified } from "./verify.ts";
+import { type BlobSource, type ImageWriter, openBlobSource, type StoredBlob, type WriteOptions } from "./store.ts";
+import { DigestingStream, verified } from "./verify.ts";
 
 const BLOCK = 512;
 /** The largest size that eleven octal digits hold. */
@@ -28,7 +28,7 @@ export class ArchiveWriter implements ImageWriter, AsyncDisposable {
   readonly #stored = new Map<Digest, number>();
   readonly #ledger = new ManifestLedger();
   /** Members go one after the other, however many are pushed at once. */
-  #last: Promise<void> = Promise.resolve();
+  #last: Promise<unknown> = Promise.resolve();
   #position = 0;
   #finished = false;
 
@@ -56,13 +56,45 @@ export class ArchiveWriter implements ImageWriter, AsyncDisposable {
       const start = this.#position;
       try {
         const { digest, size } = descriptor;
-        const name = `blobs/${digestAlgorithm(digest)}/${digestHex(digest)}`;
-        await this.#append(name, size, verified(openBlobSource(source), descriptor, this.what), options.signal);
+        await this.#append(
+          blobName(digest),
+          size,
+          verified(openBlobSource(source), descriptor, this.what),
+          options.signal,
+        );
         this.#stored.set(digest, size);
       } catch (error) {
-        // what was begun is written over by the next member
-        await this.#file.truncate(start);
-        this.#position = start;
+        await this.#rewind(start);
+        throw error;
+      }
+    });
+  }
+
+  /** Other pushes wait until this one has ended: its member is the last of the file until then. */
+  pushStream(chunks: AsyncIterable<Uint8Array>, options: WriteOptions = {}): Promise<StoredBlob> {
+    return this.#inTurn(async () => {
+      const start = this.#position;
+      const digesting = new DigestingStream(chunks);
+      try {
+        // the header names digest and size: it is written over these zeros
+        await this.#write(new Uint8Array(BLOCK));
+        for await (const chunk of digesting) {
+          options.signal?.throwIfAborted();
+          await this.#write(chunk);
+        }
+        const { stored } = digesting;
+        if (this.#stored.has(stored.digest)) await this.#rewind(start);
+        else {
+          const end = this.#position;
+          this.#position = start;
+          await this.#write(tarHeader(blobName(stored.digest), stored.size));
+          this.#position = end;
+          await this.#write(padding(stored.size));
+          this.#stored.set(stored.digest, stored.size);
+        }
+        return stored;
+      } catch (error) {
+        await this.#rewind(start);
         throw error;
       }
     });
@@ -105,10 +137,16 @@ export class ArchiveWriter implements ImageWriter, AsyncDisposable {
     await rm(this.#temporary, { force: true });
   }
 
-  #inTurn(work: () => Promise<void>): Promise<void> {
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
     const turn = this.#last.catch(() => undefined).then(work);
     this.#last = turn;
     return turn;
+  }
+
+  /** What was begun is written over by the next member. */
+  async #rewind(start: number): Promise<void> {
+    await this.#file.truncate(start);
+    this.#position = start;
   }
 
   async #append(
@@ -122,7 +160,7 @@ export class ArchiveWriter implements ImageWriter, AsyncDisposable {
       signal?.throwIfAborted();
       await this.#write(chunk);
     }
-    await this.#write(new Uint8Array((BLOCK - (size % BLOCK)) % BLOCK));
+    await this.#write(padding(size));
   }
 
   async #write(bytes: Uint8Array): Promise<void> {
@@ -132,6 +170,14 @@ export class ArchiveWriter implements ImageWriter, AsyncDisposable {
       this.#position += bytesWritten;
     }
   }
+}
+
+function blobName(digest: Digest): string {
+  return `blobs/${digestAlgorithm(digest)}/${digestHex(digest)}`;
+}
+
+function padding(size: number): Uint8Array {
+  return new Uint8Array((BLOCK - (size % BLOCK)) % BLOCK);
 }
 
 /** A ustar header of a regular file (POSIX pax(1), "ustar Interchange Format"); sizes of 8 GiB and more as GNU's base-256. */

@@ -89,6 +89,40 @@ for (const transport of ["oci", "oci-archive"]) {
   });
 }
 
+for (const transport of ["oci", "oci-archive"]) {
+  test(`streams of unknown length are stored in ${transport}: once each, and one that fails leaves nothing`, async () => {
+    using folder = await scratch();
+    const place = `${transport}:${join(folder.path, "image")}:v1`;
+    const from = await open(`oci:${FIXTURE}:gogz`);
+    const image = await loadImage(from, parsePlatform("linux/amd64"));
+    async function* broken() {
+      yield new Uint8Array(70_000);
+      throw new Error("the source broke");
+    }
+    await using to = await openDestination(parseSource(place));
+    const pushes = image.layers.flatMap((layer) => [
+      to.pushStream(from.openBlob(layer).stream(0)).then((stored) => {
+        assert.deepEqual(stored, { digest: layer.digest, size: layer.size });
+      }),
+      assert.rejects(to.pushStream(broken()), /the source broke/),
+      to.pushStream(from.openBlob(layer).stream(0)),
+    ]);
+    await Promise.all(pushes);
+    await copy(from, to);
+    await using back = await open(place);
+    const again = await loadImage(back);
+    for (const layer of again.layers) await back.openBlob(layer).readAll();
+    if (transport === "oci") assert.equal(readdirSync(join(folder.path, "image/blobs/sha256")).length, 5);
+    else {
+      // what broke off left no gap: the same pushes without it give the same file
+      const other = join(folder.path, "other");
+      await using plain = await openDestination(parseSource(`oci-archive:${other}:v1`));
+      await copy(from, plain);
+      assert.deepEqual(readFileSync(join(folder.path, "image")).byteLength, readFileSync(other).byteLength);
+    }
+  });
+}
+
 test("skopeo reads the layout and the archive that we write", async (context) => {
   if (!existsSync("/usr/bin/skopeo")) return context.skip("no skopeo here");
   using folder = await scratch();

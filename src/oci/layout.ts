@@ -16,8 +16,8 @@ import { ManifestLedger } from "./ledger.ts";
 import { type BlobLocator, describeManifest, LocalReader, selectEntry } from "./local.ts";
 import { type ImageIndex, parseIndex } from "./manifest.ts";
 import { MEDIA_TYPES } from "./media-types.ts";
-import { type BlobSource, type ImageWriter, openBlobSource, type WriteOptions } from "./store.ts";
-import { checkLimit, verified } from "./verify.ts";
+import { type BlobSource, type ImageWriter, openBlobSource, type StoredBlob, type WriteOptions } from "./store.ts";
+import { checkLimit, DigestingStream, verified } from "./verify.ts";
 
 export const LAYOUT_FILE = '{"imageLayoutVersion":"1.0.0"}';
 
@@ -106,16 +106,28 @@ export class LayoutWriter implements ImageWriter, AsyncDisposable {
 
   async pushBlob(descriptor: Descriptor, source: BlobSource, options: WriteOptions = {}): Promise<void> {
     if (await this.hasBlob(descriptor)) return;
-    const path = blobPath(join(this.#directory, "blobs"), descriptor.digest);
-    await mkdir(join(path, ".."), { recursive: true });
+    await this.#store(verified(openBlobSource(source), descriptor, this.what), () => descriptor.digest, options);
+  }
+
+  async pushStream(chunks: AsyncIterable<Uint8Array>, options: WriteOptions = {}): Promise<StoredBlob> {
+    const digesting = new DigestingStream(chunks);
+    await this.#store(digesting, () => digesting.stored.digest, options);
+    return digesting.stored;
+  }
+
+  /** `digest` is asked for when all has been written. */
+  async #store(chunks: AsyncIterable<Uint8Array>, digest: () => Digest, options: WriteOptions): Promise<void> {
+    await mkdir(this.#directory, { recursive: true });
     const temporary = join(this.#directory, `.blob-${randomUUID()}`);
     try {
       await using file = await open(temporary, "wx", 0o644);
-      for await (const chunk of verified(openBlobSource(source), descriptor, this.what)) {
+      for await (const chunk of chunks) {
         options.signal?.throwIfAborted();
         await file.writeFile(chunk);
       }
       await file.datasync();
+      const path = blobPath(join(this.#directory, "blobs"), digest());
+      await mkdir(join(path, ".."), { recursive: true });
       await rename(temporary, path);
     } catch (error) {
       await rm(temporary, { force: true });

@@ -72,11 +72,21 @@ export interface WriteOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+export interface StoredBlob {
+  readonly digest: Digest;
+  readonly size: number;
+}
+
 export interface ImageWriter {
   readonly what: string;
   hasBlob(descriptor: Descriptor, options?: WriteOptions): Promise<boolean>;
   /** Stores the blob unless it is there. The bytes are checked against the descriptor; wrong ones leave nothing behind. */
   pushBlob(descriptor: Descriptor, source: BlobSource, options?: WriteOptions): Promise<void>;
+  /**
+   * Stores a blob that is made while it is pushed: how long it is and which digest it has is known at its end. What is there already is not stored again where that can be known in time. A stream that fails
+   * leaves nothing behind; it cannot begin anew.
+   */
+  pushStream(chunks: AsyncIterable<Uint8Array>, options?: WriteOptions): Promise<StoredBlob>;
   /**
    * Stores a manifest or index under its digest, and under `tag` if given. With a `subject` in it, it also becomes a referrer of that. Returns its
    * descriptor.

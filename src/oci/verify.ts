@@ -5,6 +5,7 @@ import { type Digest, digestAlgorithm } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { MiB } from "../base/limits.ts";
 import type { Descriptor } from "./descriptor.ts";
+import type { StoredBlob } from "./store.ts";
 
 /** What `readAll` takes into memory unless told otherwise: the largest thing read whole is a zTOC. */
 export const READ_ALL_LIMIT = 512 * MiB;
@@ -26,6 +27,34 @@ export async function* verified(
   if (total !== descriptor.size) throw sizeMismatch(total, descriptor, what);
   const got = `${digestAlgorithm(descriptor.digest)}:${hash.digest("hex")}`;
   if (got !== descriptor.digest) throw digestMismatch(got, descriptor.digest, what);
+}
+
+/** Passes chunks on and counts and hashes them on the way. */
+export class DigestingStream implements AsyncIterable<Uint8Array> {
+  readonly #chunks: AsyncIterable<Uint8Array>;
+  readonly #hash = createHash("sha256");
+  #size = 0;
+  #stored: StoredBlob | null = null;
+
+  constructor(chunks: AsyncIterable<Uint8Array>) {
+    this.#chunks = chunks;
+  }
+
+  /** Once the stream has been read to its end. */
+  get stored(): StoredBlob {
+    if (this.#stored === null)
+      throw new HeadstartError("HS_INTERNAL", { what: "a stream that was not read to its end" });
+    return this.#stored;
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Uint8Array> {
+    for await (const chunk of this.#chunks) {
+      this.#hash.update(chunk);
+      this.#size += chunk.byteLength;
+      yield chunk;
+    }
+    this.#stored = { digest: `sha256:${this.#hash.digest("hex")}` as Digest, size: this.#size };
+  }
 }
 
 /** All of a verified stream in one buffer. Throws HS_LIMIT before anything is read. */

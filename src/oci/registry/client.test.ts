@@ -130,6 +130,43 @@ test("a proxy that limits bodies gets chunks", async () => {
   assert.ok(fake.stored("app").blobs.has(BLOB.digest));
 });
 
+test("a stream of unknown length is pushed in chunks under the digest that it turns out to have", async () => {
+  await using fake = await FakeRegistry.start();
+  await using it = await openFake(fake.host, "app", { upload: { chunkBytes: 60_000 } });
+  fake.inject({ match: "PATCH", fault: { kind: "status", status: 500 } }, { match: "PATCH", fault: { kind: "reset" } });
+  assert.deepEqual(await it.repo.pushStream(inPieces(BYTES)), { digest: BLOB.digest, size: BLOB.size });
+  assert.deepEqual(Buffer.from(fake.stored("app").blobs.get(BLOB.digest)!), Buffer.from(BYTES));
+});
+
+test("a stream that ends within one chunk is not sent where it is known already", async () => {
+  await using fake = await FakeRegistry.start();
+  await using it = await openFake(fake.host, "app");
+  for (const sent of [3, 4]) {
+    assert.deepEqual(await it.repo.pushStream(inPieces(BYTES)), { digest: BLOB.digest, size: BLOB.size });
+    assert.equal(fake.log.length, sent);
+  }
+});
+
+test("a stream that fails leaves no blob, and its error is what the caller sees", async () => {
+  await using fake = await FakeRegistry.start();
+  await using it = await openFake(fake.host, "app", { upload: { chunkBytes: 60_000 } });
+  let closed = false;
+  async function* failing() {
+    try {
+      yield* inPieces(BYTES);
+      throw new Error("the source broke");
+    } finally {
+      closed = true;
+    }
+  }
+  await assert.rejects(it.repo.pushStream(failing()), /the source broke/);
+  fake.inject({ match: "PATCH", fault: { kind: "status", status: 403 } });
+  closed = false;
+  await assert.rejects(it.repo.pushStream(failing()), code("HS_REGISTRY_DENIED"));
+  assert.ok(closed, "the stream was left open");
+  assert.equal(fake.stored("app").blobs.size, 0);
+});
+
 test("wrong bytes are not pushed", async () => {
   await using fake = await FakeRegistry.start();
   for (const mode of ["monolithic", "chunked"] as const) {

@@ -9,9 +9,24 @@ import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
 import { LIMITS } from "../../base/limits.ts";
 import type { Descriptor } from "../descriptor.ts";
 import { digestOf, sniffManifestType } from "../manifest.ts";
-import { bareMediaType, isIndexType, isManifestType, isSchema1Type, MANIFEST_ACCEPT } from "../media-types.ts";
+import {
+  bareMediaType,
+  isIndexType,
+  isManifestType,
+  isSchema1Type,
+  MANIFEST_ACCEPT,
+  MEDIA_TYPES,
+} from "../media-types.ts";
 import { formatReference, type ImageReference } from "../reference.ts";
-import type { BlobHandle, BlobSource, ImageReader, ImageWriter, ReferrersOptions, WriteOptions } from "../store.ts";
+import type {
+  BlobHandle,
+  BlobSource,
+  ImageReader,
+  ImageWriter,
+  ReferrersOptions,
+  StoredBlob,
+  WriteOptions,
+} from "../store.ts";
 import { checkLimit, sizeMismatch } from "../verify.ts";
 import { repositoryScope } from "./auth/scope.ts";
 import { type BlobParts, RegistryBlob } from "./blob.ts";
@@ -22,7 +37,7 @@ import { nextPage } from "./link.ts";
 import { listReferrers, recordReferrer } from "./referrers.ts";
 import type { RetryPolicy } from "./transport/retry.ts";
 import type { Patience } from "./transport/transport.ts";
-import { pushBlob, type UploadOptions } from "./upload.ts";
+import { pushBlob, pushStream, type UploadOptions } from "./upload.ts";
 import { lateAsUnavailable, withDeadline } from "./wait.ts";
 
 export interface RepositoryParts {
@@ -242,6 +257,18 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
       descriptor,
       source,
       { ...this.#parts.upload, ...options },
+    );
+  }
+
+  /** Chunked: pieces of 16 MiB are held until the registry has them. A blob of one piece is pushed only when its digest is not there yet. */
+  async pushStream(chunks: AsyncIterable<Uint8Array>, options: WriteOptions = {}): Promise<StoredBlob> {
+    return await pushStream(
+      { ...this.#parts, host: this.pushHost, repository: this.name, what: this.what },
+      chunks,
+      { ...this.#parts.upload, ...options },
+      async (stored, bytes) => {
+        await this.pushBlob({ mediaType: MEDIA_TYPES.octetStream, ...stored }, bytes, options);
+      },
     );
   }
 

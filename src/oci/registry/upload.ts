@@ -9,11 +9,12 @@
 
 import { setImmediate } from "node:timers/promises";
 import type { Clock } from "../../base/clock.ts";
+import type { Digest } from "../../base/digest.ts";
 import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
 import { MiB } from "../../base/limits.ts";
 import type { Descriptor } from "../descriptor.ts";
-import { type BlobSource, openBlobSource } from "../store.ts";
-import { verified } from "../verify.ts";
+import { type BlobSource, openBlobSource, type StoredBlob } from "../store.ts";
+import { DigestingStream, verified } from "../verify.ts";
 import { mergeScopes, repositoryScope } from "./auth/scope.ts";
 import { registryError } from "./errcode.ts";
 import type { HostClient, HostRequest } from "./host-client.ts";
@@ -50,14 +51,15 @@ export async function pushBlob(
   options: UploadOptions,
 ): Promise<void> {
   const replayable = source instanceof Uint8Array || typeof source === "function";
-  const upload = new Upload(parts, descriptor, options);
+  const upload = new Upload(parts, `pushing blob ${descriptor.digest}`, options);
+  const checked = () => verified(openBlobSource(source), descriptor, upload.what);
   let mode = options.mode ?? "monolithic";
   for (let attempt = 0; ; attempt++) {
     try {
-      const session = await upload.open();
+      const session = await upload.open(descriptor.digest);
       if (session === "stored") return;
-      if (mode === "monolithic") await upload.sendWhole(session, source);
-      else await upload.sendChunks(session, source);
+      if (mode === "monolithic") await upload.sendWhole(session, checked(), descriptor, source instanceof Uint8Array);
+      else await upload.sendChunks(session, checked(), () => descriptor.digest);
       return;
     } catch (error) {
       options.signal?.throwIfAborted();
@@ -68,6 +70,50 @@ export async function pushBlob(
       await parts.clock.sleep(backoffMs(attempt, parts.policy, parts.random), options.signal);
     }
   }
+}
+
+/**
+ * A blob whose digest its end will tell, chunked from the start. One that ends within the first piece is given to `pushSmall` instead: its digest is known before anything is sent. A piece is sent again
+ * where it got lost; the whole cannot be.
+ */
+export async function pushStream(
+  parts: UploadParts,
+  chunks: AsyncIterable<Uint8Array>,
+  options: UploadOptions,
+  pushSmall: (stored: StoredBlob, bytes: Uint8Array) => Promise<void>,
+): Promise<StoredBlob> {
+  const upload = new Upload(parts, "pushing a blob", options);
+  const digesting = new DigestingStream(chunks);
+  const rest = digesting[Symbol.asyncIterator]();
+  try {
+    const held: Uint8Array[] = [];
+    let length = 0;
+    while (length < upload.chunkBytes) {
+      const { done, value } = await rest.next();
+      if (done === true) {
+        await pushSmall(digesting.stored, Buffer.concat(held));
+        return digesting.stored;
+      }
+      held.push(value);
+      length += value.byteLength;
+    }
+    const session = await upload.open();
+    if (session === "stored")
+      throw new HeadstartError("HS_REGISTRY_PROTOCOL", { what: `${upload.what}: stored before anything was sent` });
+    await upload.sendChunks(session, follow(held, rest), () => digesting.stored.digest);
+    return digesting.stored;
+  } finally {
+    await rest.return(undefined);
+  }
+}
+
+async function* follow(
+  held: Uint8Array[],
+  rest: AsyncGenerator<Uint8Array, void, undefined>,
+): AsyncGenerator<Uint8Array> {
+  // given out one by one, so that what was sent is not held longer
+  while (held.length > 0) yield held.shift()!;
+  yield* rest;
 }
 
 /** A stream's request is not sent again by itself, so a token that ended just then is such a case too, once. */
@@ -83,21 +129,24 @@ interface Session {
 
 class Upload {
   readonly #parts: UploadParts;
-  readonly #descriptor: Descriptor;
   readonly #options: UploadOptions;
-  readonly #what: string;
+  readonly what: string;
 
-  constructor(parts: UploadParts, descriptor: Descriptor, options: UploadOptions) {
+  constructor(parts: UploadParts, doing: string, options: UploadOptions) {
     this.#parts = parts;
-    this.#descriptor = descriptor;
     this.#options = options;
-    this.#what = `${parts.what}: pushing blob ${descriptor.digest}`;
+    this.what = `${parts.what}: ${doing}`;
   }
 
-  async open(): Promise<Session | "stored"> {
+  get chunkBytes(): number {
+    return this.#options.chunkBytes ?? CHUNK_BYTES;
+  }
+
+  /** `digest`: to mount the blob from another repository, where one is named. */
+  async open(digest?: Digest): Promise<Session | "stored"> {
     const { host, repository } = this.#parts;
     const { from } = this.#options;
-    const query: Record<string, string> = from === undefined ? {} : { mount: this.#descriptor.digest, from };
+    const query: Record<string, string> = from === undefined || digest === undefined ? {} : { mount: digest, from };
     const scopes = from === undefined ? [] : [repositoryScope(from, "pull")];
     const url = host.url(repository, "blobs/uploads/", query);
     const response = await host.send(url, {
@@ -110,7 +159,7 @@ class Upload {
       await response.discard();
       return "stored";
     }
-    if (response.status !== 202) throw await registryError(response, this.#what);
+    if (response.status !== 202) throw await registryError(response, this.what);
     const chunkMin = Number(response.header("oci-chunk-min-length") ?? 0);
     return {
       url: await this.#location(response, url),
@@ -119,14 +168,18 @@ class Upload {
   }
 
   /** Everything in one PUT. The stream is verified on its way here, and by the registry against the digest in the URL. */
-  async sendWhole(session: Session, source: BlobSource): Promise<void> {
-    const url = this.#closingUrl(session.url);
+  async sendWhole(
+    session: Session,
+    checked: AsyncIterable<Uint8Array>,
+    { digest, size }: Descriptor,
+    inMemory: boolean,
+  ): Promise<void> {
+    const url = closingUrl(session.url, digest);
     const headers = {
       "content-type": "application/octet-stream",
-      "content-length": String(this.#descriptor.size),
+      "content-length": String(size),
     };
-    const small = source instanceof Uint8Array || this.#descriptor.size === 0;
-    const checked = verified(openBlobSource(source), this.#descriptor, this.#what);
+    const small = inMemory || size === 0;
     let failure: unknown;
     const body = small
       ? await gather(checked)
@@ -143,16 +196,16 @@ class Upload {
   }
 
   /** PATCH by PATCH; a lost one is sent again from where the registry says it is. */
-  async sendChunks(session: Session, source: BlobSource): Promise<void> {
-    const chunkBytes = Math.max(this.#options.chunkBytes ?? CHUNK_BYTES, session.chunkMin);
+  async sendChunks(session: Session, chunks: AsyncIterable<Uint8Array>, digest: () => Digest): Promise<void> {
+    const chunkBytes = Math.max(this.chunkBytes, session.chunkMin);
     let url = session.url;
     let offset = 0;
-    for await (const chunk of pieces(verified(openBlobSource(source), this.#descriptor, this.#what), chunkBytes)) {
+    for await (const chunk of pieces(chunks, chunkBytes)) {
       url = await this.#sendChunk(url, chunk, offset);
       offset += chunk.byteLength;
       await setImmediate(); // lets other work in between pieces that come from memory
     }
-    const response = await this.#send(this.#closingUrl(url), {
+    const response = await this.#send(closingUrl(url, digest()), {
       ...this.#request("PUT"),
       headers: { "content-length": "0" },
       body: new Uint8Array(0),
@@ -187,7 +240,7 @@ class Upload {
           continue;
         }
         const recoverable = response.status === 416 || isRetryableStatus(response.status);
-        failure = await registryError(response, this.#what);
+        failure = await registryError(response, this.what);
         if (!recoverable) throw failure;
       } catch (error) {
         this.#options.signal?.throwIfAborted();
@@ -209,26 +262,20 @@ class Upload {
   /** Asks the session how far it got. */
   async #state(url: URL): Promise<{ url: URL; end: number }> {
     const response = await this.#send(url, this.#request("GET"));
-    if (response.status !== 204 && response.status !== 202) throw await registryError(response, this.#what);
+    if (response.status !== 204 && response.status !== 202) throw await registryError(response, this.what);
     const end = rangeEnd(response) ?? 0;
     return { url: response.header("location") === undefined ? url : await this.#location(response, url), end };
   }
 
   #lost(end: number): HeadstartError {
     return new HeadstartError("HS_REGISTRY_PROTOCOL", {
-      what: `${this.#what}: the registry has ${end} bytes, which we cannot continue`,
+      what: `${this.what}: the registry has ${end} bytes, which we cannot continue`,
     });
   }
 
   async #expect(response: TransportResponse, statuses: readonly number[]): Promise<void> {
-    if (!statuses.includes(response.status)) throw await registryError(response, this.#what);
+    if (!statuses.includes(response.status)) throw await registryError(response, this.what);
     await response.discard();
-  }
-
-  #closingUrl(url: URL): URL {
-    const closing = new URL(url);
-    closing.searchParams.set("digest", this.#descriptor.digest);
-    return closing;
   }
 
   /** A session may lie on a storage host: then it is addressed without anything of ours. */
@@ -243,7 +290,7 @@ class Upload {
     const url = text === undefined ? null : URL.parse(text, base);
     if (url === null || !/^https?:$/.test(url.protocol)) {
       throw new HeadstartError("HS_REGISTRY_PROTOCOL", {
-        what: `${this.#what}: the registry opened a session without a place`,
+        what: `${this.what}: the registry opened a session without a place`,
       });
     }
     url.username = "";
@@ -261,6 +308,12 @@ class Upload {
       signal: this.#options.signal,
     };
   }
+}
+
+function closingUrl(url: URL, digest: Digest): URL {
+  const closing = new URL(url);
+  closing.searchParams.set("digest", digest);
+  return closing;
 }
 
 /** Where the registry's `Range: 0-n` of a session ends, exclusive. "0-0" of an empty session and of one byte cannot be told apart: callers ask after sending. */
