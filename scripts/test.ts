@@ -29,6 +29,7 @@ const PACKAGES = [
   "gdisk",
   "fdisk",
   "zstd",
+  "python3-boto3",
 ];
 
 interface Totals {
