@@ -94,6 +94,10 @@ export const ERRORS = {
     kind: "corrupt",
     hint: "the Nydus bootstrap or blob is not sound; convert the image again",
   },
+  HS_NYDUS_LIMIT: {
+    kind: "unsupported",
+    hint: "a Nydus image cannot hold this; convert with other options, or squash layers of the source image",
+  },
   HS_FORMAT_UNSUPPORTED: { kind: "unsupported", hint: "this format or version is not supported; see docs/formats.md" },
   HS_NOTHING_TO_INDEX: {
     kind: "invalid",

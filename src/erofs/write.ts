@@ -229,7 +229,7 @@ function mostCommonTime(tree: FileTree): number {
 }
 
 /** The root, then depth first the children of each directory, together and in name order. */
-function inodeOrder(tree: FileTree): Uint32Array {
+export function inodeOrder(tree: FileTree): Uint32Array {
   const order = new Uint32Array(tree.inodeCount);
   const seen = new Uint8Array(tree.inodeCount);
   let count = 1;
@@ -255,7 +255,7 @@ function inodeOrder(tree: FileTree): Uint32Array {
 }
 
 /** Throws HS_EROFS_LIMIT for a single inode that cannot be written as it is. */
-function checkInode(tree: FileTree, inode: number): void {
+export function checkInode(tree: FileTree, inode: number): void {
   const refuse = (message: string): never => {
     throw new HeadstartError("HS_EROFS_LIMIT", { what: `inode ${inode}: EROFS cannot hold ${message}`, inode });
   };
