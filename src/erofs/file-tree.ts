@@ -155,7 +155,7 @@ export class FileTreeBuilder {
       dirents += inode.children.length;
       for (const child of inode.children) bytes += child.name.byteLength;
     }
-    const tree = allocate(count, dirents, segments, xattrs, bytes);
+    const tree = allocateTree(count, dirents, segments, xattrs, bytes);
     const pool = new Pool(tree.bytes);
     const names = new Uint32Array(count);
     let nextDirent = 0;
@@ -259,7 +259,8 @@ class Pool {
   }
 }
 
-function allocate(inodes: number, dirents: number, segments: number, xattrs: number, bytes: number) {
+/** Room for a tree of so many parts, all zero: for whoever makes a tree out of trees and keeps the invariants itself. */
+export function allocateTree(inodes: number, dirents: number, segments: number, xattrs: number, bytes: number) {
   const f64 = (n: number) => new Float64Array(new SharedArrayBuffer(n * 8));
   const u32 = (n: number) => new Uint32Array(new SharedArrayBuffer(n * 4));
   const u16 = (n: number) => new Uint16Array(new SharedArrayBuffer(n * 2));

@@ -17,7 +17,7 @@ import { childName, type FileTree, FileType } from "../../erofs/file-tree.ts";
 import { type DirectoryPlan, planDirectory } from "./directory.ts";
 import { checkEntry, fileRuns, findLostFound, LOST_FOUND } from "./entries.ts";
 import { type Extent, extentNodeCount } from "./extents.ts";
-import { beyondExt4, tooSmall } from "./failures.ts";
+import { beyondExt4, regionTooSmall, tooSmall } from "./failures.ts";
 import { type Geometry, geometryOf, type Range, REGION_ALIGN, SIZE_MAX } from "./geometry.ts";
 import { hashState } from "./hash.ts";
 import {
@@ -46,11 +46,14 @@ export interface RegionRequest {
   readonly inodes: ArrayLike<number>;
   /** Where an earlier layout put it. Without: the first free place that fits. */
   readonly place?: RegionPlace | undefined;
+  /** What a new place has at least, so that the region may grow in it. */
+  readonly blocksMin?: number | undefined;
+  readonly inodesMin?: number | undefined;
 }
 
 export interface Ext4Options {
-  /** Bytes of the image; or as many as are needed, plus `free`, rounded up to a multiple of `unit`. */
-  readonly size: number | { readonly free: number; readonly unit: number };
+  /** Bytes of the image; or as many as are needed, plus `free`, rounded up to a multiple of `unit` less `margin`. */
+  readonly size: number | { readonly free: number; readonly unit: number; readonly margin?: number };
   /** 16 bytes each. */
   readonly uuid: Uint8Array;
   readonly hashSeed: Uint8Array;
@@ -60,6 +63,8 @@ export interface Ext4Options {
   /** Place of what stands in no region: the root, and lost+found. */
   readonly restPlace?: RegionPlace | undefined;
   readonly inodesPerGroup?: number | undefined;
+  /** Inodes that stay free at least; default 0. */
+  readonly inodesFree?: number | undefined;
   readonly growthCeiling?: number | undefined;
   readonly journalBlocks?: number | undefined;
 }
@@ -118,13 +123,13 @@ const FAST_SYMLINK_MAX = 59;
 export function layoutExt4(tree: FileTree, options: Ext4Options): Ext4Layout {
   const plan = new TreePlan(tree, options);
   const { size } = options;
-  if (typeof size !== "number") return smallest(plan, size.free, size.unit);
+  if (typeof size !== "number") return smallest(plan, size);
   try {
     return plan.place(size);
   } catch (error) {
     if (!isHeadstartError(error, "HS_EXT4_FULL") || options.regions?.some(({ place }) => place !== undefined))
       throw error;
-    const least = smallest(plan, 0, MiB).size;
+    const least = smallest(plan, { free: 0, unit: MiB }).size;
     // what was asked for may fail for another reason than its size
     if (least <= size) throw error;
     throw tooSmall(`${size} bytes are too few, the least is ${least} (${least / MiB} MiB): ${error.details.what}`);
@@ -132,17 +137,19 @@ export function layoutExt4(tree: FileTree, options: Ext4Options): Ext4Layout {
 }
 
 /** Grows until it fits, then halves the step back. Throws HS_EXT4_FULL when no size will do. */
-function smallest(plan: TreePlan, free: number, unit: number): Ext4Layout {
+function smallest(plan: TreePlan, wanted: Exclude<Ext4Options["size"], number>): Ext4Layout {
+  const { free, unit, margin = 0 } = wanted;
   const attempt = (units: number): Ext4Layout | HeadstartError => {
+    const size = units * unit - margin;
     try {
-      const layout = plan.place(units * unit);
-      return freeBytes(layout) >= free ? layout : tooSmall(`${units * unit} bytes leave less than ${free} free`);
+      const layout = plan.place(size);
+      return freeBytes(layout) >= free ? layout : tooSmall(`${size} bytes leave less than ${free} free`);
     } catch (error) {
-      if (isHeadstartError(error, "HS_EXT4_FULL")) return error;
+      if (isHeadstartError(error, "HS_EXT4_FULL") && regionTooSmall(error) === null) return error;
       throw error;
     }
   };
-  let refused = Math.ceil((plan.blocksAtLeast * BLOCK + free) / unit) - 1;
+  let refused = Math.ceil((plan.blocksAtLeast * BLOCK + free + margin) / unit) - 1;
   for (let step = 1; ; step *= 2) {
     let units = refused + step;
     let found = attempt(units);
@@ -171,6 +178,8 @@ function freeBytes(layout: Ext4Layout): number {
 }
 
 interface PlannedRegion extends RegionNeeds {
+  /** Keeps all that it was given room for. */
+  readonly growing: boolean;
   readonly inodes: ArrayLike<number>;
   readonly firstInode: number;
   readonly inodeCount: number;
@@ -212,7 +221,10 @@ class TreePlan {
       lists.map((list, index) => ({
         place: places[index],
         // the root and lost+found have numbers of their own
-        count: index === 0 ? list.length - 1 - (this.#lostFound < 0 ? 0 : 1) : list.length,
+        count:
+          index === 0
+            ? list.length - 1 - (this.#lostFound < 0 ? 0 : 1)
+            : Math.max(list.length, places[index] === undefined ? (options.regions![index - 1]!.inodesMin ?? 0) : 0),
         isRest: index === 0,
       })),
     );
@@ -232,7 +244,11 @@ class TreePlan {
       return {
         inodes,
         place: places[index],
-        blocksMax: this.#blocksMax(inodes, xattrBlocks.length, index === 0),
+        blocksMax: Math.max(
+          this.#blocksMax(inodes, xattrBlocks.length, index === 0),
+          index === 0 ? 0 : (options.regions![index - 1]!.blocksMin ?? 0),
+        ),
+        growing: index > 0 && options.regions![index - 1]!.blocksMin !== undefined,
         ...ranges[index]!,
         xattrBlocks,
       };
@@ -246,7 +262,8 @@ class TreePlan {
 
   place(size: number): Ext4Layout {
     const { inodesPerGroup, growthCeiling, journalBlocks } = this.#options;
-    const geometry = geometryOf({ size, inodeMax: this.#inodeMax, inodesPerGroup, growthCeiling, journalBlocks });
+    const inodeMax = this.#inodeMax + (this.#options.inodesFree ?? 0);
+    const geometry = geometryOf({ size, inodeMax, inodesPerGroup, growthCeiling, journalBlocks });
     const tree = this.#tree;
     const starts = placeRegions(this.#regions, geometry);
     const rows = new ExtentRows(tree.inodeCount);
@@ -255,7 +272,7 @@ class TreePlan {
     const used: Range[] = [];
     const regions = this.#regions.map((region, index): Region => {
       const { start, limit } = starts[index]!;
-      const cursor = new BlockCursor(geometry, start, limit);
+      const cursor = new BlockCursor(geometry, start, limit, region.place === undefined ? undefined : index);
       const xattrBlocks = region.xattrBlocks.map(({ inode, sharers }) => {
         const block = cursor.one();
         for (const sharer of sharers) xattrBlockOf[sharer] = block;
@@ -289,7 +306,7 @@ class TreePlan {
         if (rows.length > first) own(inode, first);
       }
       for (const range of cursor.used) used.push(range);
-      const end = Math.min(limit, alignUp(cursor.next, REGION_ALIGN));
+      const end = region.growing ? limit : Math.min(limit, alignUp(cursor.next, REGION_ALIGN));
       return {
         place: {
           startBlock: start,

@@ -45,10 +45,10 @@ export function assignInodes(
     if (count > 0) taken.push({ start, end });
     taken.sort((a, b) => a.start - b.start);
   };
-  for (const { place, count } of wanted) {
+  for (const [index, { place, count }] of wanted.entries()) {
     if (place === undefined) continue;
     if (place.firstInode <= FIRST_INODE || place.inodeCount < count) {
-      throw tooSmall(`a region of ${count} inodes has a place for ${place.inodeCount}`);
+      throw tooSmall(`a region of ${count} inodes has a place for ${place.inodeCount}`, index);
     }
     reserve(place.firstInode, place.inodeCount);
   }
@@ -70,7 +70,7 @@ export function placeRegions(regions: readonly RegionNeeds[], geometry: Geometry
     taken.push({ start, end });
     taken.sort((a, b) => a.start - b.start);
   };
-  for (const { place } of regions) {
+  for (const [index, { place }] of regions.entries()) {
     if (place === undefined || place.blockCount === 0) continue;
     const { startBlock, blockCount } = place;
     const end = startBlock + blockCount;
@@ -81,6 +81,7 @@ export function placeRegions(regions: readonly RegionNeeds[], geometry: Geometry
     if (startBlock < geometry.dataStart || end > geometry.blocks) {
       throw tooSmall(
         `a region at blocks ${startBlock} to ${end} lies outside of a file system of ${geometry.blocks} blocks`,
+        index,
       );
     }
     reserve(startBlock, end);
@@ -159,12 +160,15 @@ export class BlockCursor {
   next: number;
   readonly used: { start: number; end: number }[] = [];
   readonly #limit: number;
+  readonly #region: number | undefined;
   readonly #backups: readonly Range[];
   #backup = 0;
 
-  constructor(geometry: Geometry, start: number, limit: number) {
+  /** `region`: named in the error when a given place is too small. */
+  constructor(geometry: Geometry, start: number, limit: number, region?: number) {
     this.next = start;
     this.#limit = limit;
+    this.#region = region;
     this.#backups = geometry.backups;
   }
 
@@ -188,8 +192,9 @@ export class BlockCursor {
       }
       const room = (backup?.start ?? Number.POSITIVE_INFINITY) - this.next;
       const length = Math.min(count - done, EXTENT_BLOCKS_MAX, room);
-      if (this.next + length > this.#limit)
-        throw tooSmall(`a region does not fit its place, which ends at block ${this.#limit}`);
+      if (this.next + length > this.#limit) {
+        throw tooSmall(`a region does not fit its place, which ends at block ${this.#limit}`, this.#region);
+      }
       put({ logical: logical + done, physical: this.next, length });
       this.#take(length);
       done += length;

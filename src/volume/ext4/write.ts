@@ -51,8 +51,8 @@ export interface ContentSegment {
 }
 
 type Pieces = Uint8Array | Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
-/** Exactly `length` bytes, in pieces of any size. */
-export type ContentSource = (segment: ContentSegment) => Pieces | Promise<Pieces>;
+/** Exactly `length` bytes, in pieces of any size; null: somebody else puts these bytes into their blocks (`extentsOf`). */
+export type ContentSource = (segment: ContentSegment) => Pieces | null | Promise<Pieces | null>;
 
 export interface WriteOptions {
   readonly signal?: AbortSignal | undefined;
@@ -367,6 +367,7 @@ class Emitter {
       };
       const found = this.#content({ inode, fileOffset, length, address: tree.segmentAddress[at]! });
       const pieces = found instanceof Promise ? await found : found;
+      if (pieces === null) continue;
       if (pieces instanceof Uint8Array) await take(pieces);
       else {
         for await (const piece of pieces) {
