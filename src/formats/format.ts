@@ -121,3 +121,38 @@ export interface FormatAdapter {
     readonly extras: readonly (Uint8Array | null)[];
   }): LazyLayer;
 }
+
+/**
+ * What a blob holds that several images share (Nydus): its address space lies in a data file by identity, address = file offset, every piece on a block of
+ * 4 KiB. All pieces of the blob are here, whether an image uses them or not; `units.pieceDigest` is null, since digests come from images (`BoundDigests`).
+ */
+export interface DataTable {
+  /** Of one blob. */
+  readonly units: UnitTable;
+  readonly decode: DecodeTable;
+}
+
+/** Digests over decoded pieces that an image's own metadata binds; other pieces of the blob are neither fetched nor readable for it. */
+export interface BoundDigests {
+  readonly algorithm: "sha256" | "blake3";
+  /** Ascending. */
+  readonly pieces: Uint32Array;
+  /** 32 bytes for each of `pieces`. */
+  readonly digests: Uint8Array;
+}
+
+export interface BoundBlob {
+  /** The stored blob that units are ranges of. */
+  readonly blob: UnitBlob;
+  readonly table: DataTable;
+  readonly bound: BoundDigests;
+}
+
+/** What a format makes of an image that is one merged tree over several blobs. */
+export interface MergedImage {
+  readonly tree: FileTree;
+  /** By address space of the tree; null for a blob of which no file uses anything. */
+  readonly blobs: readonly (BoundBlob | null)[];
+  /** What the author wants first, in order: pieces by address space. */
+  readonly prefetch: readonly { readonly space: number; readonly piece: number }[];
+}

@@ -20,7 +20,7 @@ export interface NydusUnits {
 }
 
 /** What one unit is, before the flat arrays. */
-interface Unit {
+export interface Unit {
   readonly blob: number;
   readonly start: number;
   readonly end: number;
@@ -72,18 +72,8 @@ export function nydusUnits(
     }
     const chunk = uses.chunk[use]!;
     checkAgainst(bootstrap, info, use, what);
-    const flags = info.flags[chunk]!;
-    if ((flags & (ChunkFlag.zran | ChunkFlag.batch)) === 0) {
-      const start = info.storedOffset[chunk]!;
-      const unit = {
-        blob: blob.index,
-        start,
-        end: start + info.storedSize[chunk]!,
-        decodedLength: info.size[chunk]!,
-        codec: (flags & ChunkFlag.compressed) === 0 ? Compressor.none : blob.compressor,
-        restart: -1,
-      };
-      pieces.push({ use, unit: units.push(unit) - 1, offset: 0 });
+    if (!isInContext(info, chunk)) {
+      pieces.push({ use, unit: units.push(chunkUnit(blob, info, chunk)) - 1, offset: 0 });
       continue;
     }
     const context = info.context[chunk]!;
@@ -94,11 +84,7 @@ export function nydusUnits(
     }
     pieces.push({ use, unit, offset: info.contextOffset[chunk]! });
   }
-  for (const unit of units) {
-    const size = sizes[unit.blob]!;
-    if (unit.end > size)
-      throw nydusInvalid(what, `bytes ${unit.start} to ${unit.end} of blob ${blobs[unit.blob]!.id}, which has ${size}`);
-  }
+  for (const unit of units) checkInside(unit, blobs[unit.blob]!, sizes[unit.blob]!, what);
   return {
     units: {
       blobs: blobs.map((blob, index) => ({ digest: `sha256:${blob.id}` as Digest, size: sizes[index]! })),
@@ -119,31 +105,35 @@ export function nydusUnits(
   };
 }
 
-/** Units that hold the data of `inodes`, in that order: what the author wants first. */
+/** Units that hold what the author wants first, in that order. */
 export function prefetchUnits(bootstrap: NydusBootstrap, units: UnitTable): number[] {
-  const { tree } = bootstrap;
   const found = new Set<number>();
-  const seen = new Set<number>();
-  for (const wanted of bootstrap.prefetch) {
-    // a directory means all that is in it
-    const stack = [wanted];
-    for (let inode = stack.pop(); inode !== undefined; inode = stack.pop()) {
-      if (seen.has(inode)) continue;
-      seen.add(inode);
-      for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++) {
-        const address = tree.segmentAddress[segment]!;
-        const piece = lastAtMost(units.pieceAddress, units.pieceCount, address);
-        // none in a blob that is not wanted
-        if (piece >= 0 && units.pieceAddress[piece] === address) found.add(units.pieceUnit[piece]!);
-      }
-      for (let child = tree.childStart[inode + 1]! - 1; child >= tree.childStart[inode]!; child--)
-        stack.push(tree.childInode[child]!);
-    }
+  for (const address of prefetchAddresses(bootstrap)) {
+    const piece = lastAtMost(units.pieceAddress, units.pieceCount, address);
+    // none in a blob that is not wanted
+    if (piece >= 0 && units.pieceAddress[piece] === address) found.add(units.pieceUnit[piece]!);
   }
   return [...found];
 }
 
-function digestAlgorithm(bootstrap: NydusBootstrap, what: string): DigestAlgorithm {
+/** Where the chunks lie that the author wants first, in that order; a directory means all that is in it. */
+export function* prefetchAddresses(bootstrap: NydusBootstrap): Generator<number> {
+  const { tree } = bootstrap;
+  const seen = new Set<number>();
+  for (const wanted of bootstrap.prefetch) {
+    const stack = [wanted];
+    for (let inode = stack.pop(); inode !== undefined; inode = stack.pop()) {
+      if (seen.has(inode)) continue;
+      seen.add(inode);
+      for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++)
+        yield tree.segmentAddress[segment]!;
+      for (let child = tree.childStart[inode + 1]! - 1; child >= tree.childStart[inode]!; child--)
+        stack.push(tree.childInode[child]!);
+    }
+  }
+}
+
+export function digestAlgorithm(bootstrap: NydusBootstrap, what: string): DigestAlgorithm {
   const found = new Set(bootstrap.blobs.map((blob) => blob.digester));
   if (found.size > 1)
     throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `${what}: blobs with digests of two kinds` });
@@ -151,7 +141,7 @@ function digestAlgorithm(bootstrap: NydusBootstrap, what: string): DigestAlgorit
 }
 
 /** The array must say of a used chunk what the tree and the chunk table say (specs/nydus.md N17, N18). */
-function checkAgainst(bootstrap: NydusBootstrap, info: ChunkInfo, use: number, what: string): void {
+export function checkAgainst(bootstrap: NydusBootstrap, info: ChunkInfo, use: number, what: string): void {
   const { uses, records } = bootstrap;
   const chunk = uses.chunk[use]!;
   const record = uses.record[use]!;
@@ -166,8 +156,31 @@ function checkAgainst(bootstrap: NydusBootstrap, info: ChunkInfo, use: number, w
     throw bad(`the chunk table has ${records.size[record]} bytes at ${records.offset[record]}`);
 }
 
+/** Throws HS_NYDUS_INVALID for a unit beyond the `size` bytes of the stored blob. */
+export function checkInside(unit: Unit, blob: NydusBlob, size: number, what: string): void {
+  if (unit.end > size)
+    throw nydusInvalid(what, `bytes ${unit.start} to ${unit.end} of blob ${blob.id}, which has ${size}`);
+}
+
+/** True for a chunk that is decoded together with others: in a batch or a zran context. */
+export function isInContext(info: ChunkInfo, chunk: number): boolean {
+  return (info.flags[chunk]! & (ChunkFlag.zran | ChunkFlag.batch)) !== 0;
+}
+
+export function chunkUnit(blob: NydusBlob, info: ChunkInfo, chunk: number): Unit {
+  const start = info.storedOffset[chunk]!;
+  return {
+    blob: blob.index,
+    start,
+    end: start + info.storedSize[chunk]!,
+    decodedLength: info.size[chunk]!,
+    codec: (info.flags[chunk]! & ChunkFlag.compressed) === 0 ? Compressor.none : blob.compressor,
+    restart: -1,
+  };
+}
+
 /** v5: the record says everything. */
-function recordUnit(bootstrap: NydusBootstrap, blob: NydusBlob, record: number, what: string): Unit {
+export function recordUnit(bootstrap: NydusBootstrap, blob: NydusBlob, record: number, what: string): Unit {
   const { records } = bootstrap;
   const start = records.compressedOffset[record]!;
   const storedSize = records.compressedSize[record]!;
@@ -186,7 +199,7 @@ function recordUnit(bootstrap: NydusBootstrap, blob: NydusBlob, record: number, 
   };
 }
 
-function contextUnit(blob: NydusBlob, info: ChunkInfo, chunk: number, context: number): Unit {
+export function contextUnit(blob: NydusBlob, info: ChunkInfo, chunk: number, context: number): Unit {
   if (info.restarts !== null) {
     const points = info.restarts;
     // the byte whose last bits come first is read from the layer, not taken from the table
@@ -214,7 +227,7 @@ function contextUnit(blob: NydusBlob, info: ChunkInfo, chunk: number, context: n
   };
 }
 
-function flatten(units: readonly Unit[]) {
+export function flatten(units: readonly Unit[]) {
   const count = units.length;
   const unitBlob = new Uint16Array(new SharedArrayBuffer(count * 2));
   for (let unit = 0; unit < count; unit++) unitBlob[unit] = units[unit]!.blob;
@@ -228,7 +241,7 @@ function flatten(units: readonly Unit[]) {
 }
 
 /** Dictionaries of all blobs behind each other, since a table may cross to workers. */
-function decodeTable(
+export function decodeTable(
   blobs: readonly NydusBlob[],
   units: readonly Unit[],
   infos: readonly (ChunkInfo | null | undefined)[],
@@ -265,13 +278,13 @@ function decodeTable(
   };
 }
 
-function f64(count: number, value: (index: number) => number): Float64Array {
+export function f64(count: number, value: (index: number) => number): Float64Array {
   const array = new Float64Array(new SharedArrayBuffer(count * 8));
   for (let index = 0; index < count; index++) array[index] = value(index);
   return array;
 }
 
-function u32(count: number, value: (index: number) => number): Uint32Array {
+export function u32(count: number, value: (index: number) => number): Uint32Array {
   const array = new Uint32Array(new SharedArrayBuffer(count * 4));
   for (let index = 0; index < count; index++) array[index] = value(index);
   return array;
