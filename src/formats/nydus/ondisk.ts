@@ -21,7 +21,16 @@ export const NYDUS_ANNOTATIONS = {
   bootstrap: "containerd.io/snapshot/nydus-bootstrap",
   fsVersion: "containerd.io/snapshot/nydus-fs-version",
   ref: "containerd.io/snapshot/nydus-ref",
+  /** Of an image and, in an index, of an OCI image's entry: the manifest that was converted. */
+  sourceDigest: "containerd.io/snapshot/nydus-source-digest",
+  sourceReference: "containerd.io/snapshot/nydus-source-reference",
+  builderVersion: "containerd.io/snapshot/nydus-builder-version",
+  /** On the first layer of an OCI image that the peer rewrote for an index with both forms. */
+  emptyLayer: "containerd.io/snapshot/nydus-empty-layer",
 } as const;
+
+/** Old marker of a Nydus entry in an index, in its platform's `os.features`; ECR refuses it, so it is only read. */
+export const NYDUS_OS_FEATURE = "nydus.remoteimage.v1";
 
 export const RAFS_BLOCK_SIZE = 4096;
 
@@ -32,6 +41,27 @@ export const RAFS_V6_EXT_OFFSET = 1152;
 export const RAFS_V6_DEVICES_OFFSET = 1408;
 /** devt_slotoff counts slots of 128 bytes. */
 export const RAFS_V6_DEVT_SLOTOFF = 11;
+/** The zero block that nid 0 would lie in is 128 slots long. */
+export const RAFS_V6_ROOT_NID = 128;
+/** Addresses of the flattened image: where each device would begin (specs/nydus.md 2.5). */
+export const RAFS_V6_MAPPED_ALIGN = 512 * 1024;
+
+/** Flags of the extended superblock, beside one compressor and one digester. */
+export const RAFS_V6_FLAG = {
+  explicitUidGid: 0x10,
+  hasXattr: 0x20,
+  inlinedChunkDigest: 0x100,
+  tarfs: 0x200,
+  cipherNone: 0x0100_0000,
+} as const;
+export const RAFS_COMPRESSOR_FLAGS = [0x1, 0x2, 0x40, 0x80] as const;
+export const RAFS_DIGESTER_FLAGS = { blake3: 0x4, sha256: 0x8 } as const;
+
+/** Data layout of a regular file: an array of indexes behind the inode; i_u has this bit and log2 of the mapped blocks. */
+export const CHUNK_BASED = 4;
+export const CHUNK_FORMAT_INDEXES = 0x20;
+export const CHUNK_FORMAT_BITS = 0x1f;
+export const CHUNK_INDEX_SIZE = 8;
 
 export const rafs_v6_super_block_ext = struct("rafs_v6_super_block_ext", 256, {
   flags: "u64",
@@ -161,6 +191,7 @@ export const ChunkFlag = { compressed: 1, zran: 2, batch: 4, encrypted: 8, hasCr
 /** Flags of a chunk record. */
 export const RECORD_COMPRESSED = 1;
 export const RECORD_HOLE = 2;
+export const RECORD_CRC32 = 0x10;
 
 /** specs/nydus.md 2.4. */
 export const BlobFeature = {
