@@ -10,7 +10,15 @@ import { LIMITS, MiB } from "../base/limits.ts";
 import { type Descriptor, isImageEntry } from "./descriptor.ts";
 import { digestOf, parseIndex, parseManifest, sniffManifestType } from "./manifest.ts";
 import { isConfigType, isIndexType, isManifestType } from "./media-types.ts";
-import type { BlobHandle, ImageReader, RangeOptions, ReadOptions, ReferrersOptions, StreamOptions } from "./store.ts";
+import type {
+  BlobHandle,
+  BlobSizes,
+  ImageReader,
+  RangeOptions,
+  ReadOptions,
+  ReferrersOptions,
+  StreamOptions,
+} from "./store.ts";
 import { checkLimit, collectVerified, rangeTarget, sizeMismatch, verified } from "./verify.ts";
 
 /** Bytes of a file. */
@@ -98,7 +106,7 @@ export interface LocalReaderParts {
   inline?(digest: Digest): Uint8Array | undefined;
 }
 
-export class LocalReader implements ImageReader, AsyncDisposable {
+export class LocalReader implements ImageReader, BlobSizes, AsyncDisposable {
   readonly what: string;
   readonly #parts: LocalReaderParts;
 
@@ -123,6 +131,10 @@ export class LocalReader implements ImageReader, AsyncDisposable {
     checkLimit(size, LIMITS.manifestBytes, what);
     const blob = new FileBlob({ mediaType: "", digest, size }, what, this.#parts.locator);
     return blob.readAll({ signal });
+  }
+
+  async blobSize(digest: Digest): Promise<number | undefined> {
+    return (await this.#parts.locator.locate(digest))?.size;
   }
 
   openBlob(descriptor: Descriptor): BlobHandle {

@@ -8,7 +8,7 @@ import type { Descriptor } from "./descriptor.ts";
 import { LayoutWriter, openLayout } from "./layout.ts";
 import { formatSource, type ImageSource } from "./reference.ts";
 import { Registry, type RegistryOptions } from "./registry/registry.ts";
-import type { ImageReader, ImageWriter } from "./store.ts";
+import type { BlobSizes, ImageReader, ImageWriter } from "./store.ts";
 
 /** What a running containerd knows about its images: given by whoever speaks gRPC. */
 export interface ContainerdImages {
@@ -30,7 +30,7 @@ export interface OpenOptions {
 export async function openSource(
   source: ImageSource,
   options: OpenOptions = {},
-): Promise<ImageReader & AsyncDisposable> {
+): Promise<ImageReader & BlobSizes & AsyncDisposable> {
   const what = formatSource(source);
   switch (source.kind) {
     case "registry":

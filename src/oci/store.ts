@@ -65,6 +65,12 @@ export interface ImageReader {
   referrers(subject: Digest, options?: ReferrersOptions): Promise<Descriptor[]>;
 }
 
+/** For a blob that something names by its digest alone. */
+export interface BlobSizes {
+  /** Bytes of the stored blob; undefined where there is none. */
+  blobSize(digest: Digest, signal?: AbortSignal): Promise<number | undefined>;
+}
+
 /** What is pushed: bytes, or a stream, or (better: a broken upload can begin anew) a function that opens one. */
 export type BlobSource = Uint8Array | AsyncIterable<Uint8Array> | (() => AsyncIterable<Uint8Array>);
 

@@ -130,6 +130,14 @@ test("a proxy that limits bodies gets chunks", async () => {
   assert.ok(fake.stored("app").blobs.has(BLOB.digest));
 });
 
+test("the size of a blob is found by its digest alone", async () => {
+  await using fake = await FakeRegistry.start();
+  fake.putBlob("app", BYTES);
+  await using it = await openFake(fake.host, "app");
+  assert.equal(await it.repo.blobSize(BLOB.digest), BLOB.size);
+  assert.equal(await it.repo.blobSize(sha256(EMPTY)), undefined);
+});
+
 test("a stream of unknown length is pushed in chunks under the digest that it turns out to have", async () => {
   await using fake = await FakeRegistry.start();
   await using it = await openFake(fake.host, "app", { upload: { chunkBytes: 60_000 } });

@@ -20,6 +20,7 @@ import {
 import { formatReference, type ImageReference } from "../reference.ts";
 import type {
   BlobHandle,
+  BlobSizes,
   BlobSource,
   ImageReader,
   ImageWriter,
@@ -58,7 +59,7 @@ const RECENT_BYTES_MAX = 1024 * 1024;
 const TAGS_MAX = 100_000;
 const TAGS_PAGE_BYTES = 4 * 1024 * 1024;
 
-export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
+export class Repository implements ImageReader, BlobSizes, ImageWriter, AsyncDisposable {
   readonly reference: ImageReference;
   readonly what: string;
   readonly #parts: RepositoryParts;
@@ -228,21 +229,41 @@ export class Repository implements ImageReader, ImageWriter, AsyncDisposable {
   }
 
   async hasBlob(descriptor: Descriptor, options: WriteOptions = {}): Promise<boolean> {
-    const host = this.pushHost;
-    const { response } = await host.follow(host.url(this.name, `blobs/${descriptor.digest}`), {
+    const found = await this.#headBlob(this.pushHost, descriptor.digest, ["pull", "push"], options.signal);
+    return found !== null && (found.size === undefined || found.size === descriptor.size);
+  }
+
+  async blobSize(digest: Digest, signal?: AbortSignal): Promise<number | undefined> {
+    return await this.tryHosts("pull", signal, async (host) => {
+      const found = await this.#headBlob(host, digest, ["pull"], signal);
+      if (found !== null && found.size === undefined)
+        throw new HeadstartError("HS_REGISTRY_PROTOCOL", {
+          what: `${this.what}: HEAD of blob ${digest} has no length`,
+        });
+      return found?.size;
+    });
+  }
+
+  /** Null: it is not there. */
+  async #headBlob(
+    host: HostClient,
+    digest: Digest,
+    actions: readonly ("pull" | "push")[],
+    signal: AbortSignal | undefined,
+  ): Promise<{ readonly size: number | undefined } | null> {
+    const { response } = await host.follow(host.url(this.name, `blobs/${digest}`), {
       method: "HEAD",
       kind: "blob",
       repository: this.name,
-      scopes: [repositoryScope(this.name, "pull", "push")],
-      signal: options.signal,
+      scopes: [repositoryScope(this.name, ...actions)],
+      signal,
     });
     await response.discard();
-    if (response.status === 404) return false;
-    if (response.status !== 200) {
-      throw await registryError(response, `${this.what}: blob ${descriptor.digest}`, "HS_BLOB_NOT_FOUND");
-    }
+    if (response.status === 404) return null;
+    if (response.status !== 200)
+      throw await registryError(response, `${this.what}: blob ${digest}`, "HS_BLOB_NOT_FOUND");
     const length = response.header("content-length");
-    return length === undefined || Number(length) === descriptor.size;
+    return { size: length === undefined ? undefined : Number(length) };
   }
 
   /** `from`: another repository of this registry that has the blob: it is mounted from there if the registry can. */
