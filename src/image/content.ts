@@ -63,19 +63,25 @@ export class UnitContent {
     const first = (inode: number) =>
       tree.segmentStart[inode]! < tree.segmentStart[inode + 1]! ? tree.segmentAddress[tree.segmentStart[inode]!]! : -1;
     files.sort((a, b) => first(a) - first(b));
-    this.#readAhead = this.#dataEnds();
+    using _ahead = this.readAhead();
     const found = new Map<number, string>();
-    try {
-      for (const inode of files) {
-        const hash = createHash("sha256");
-        for await (const bytes of this.read(inode, signal)) hash.update(bytes);
-        found.set(inode, hash.digest("hex"));
-      }
-    } finally {
-      this.#readAhead = null;
-      this.#window = null;
+    for (const inode of files) {
+      const hash = createHash("sha256");
+      for await (const bytes of this.read(inode, signal)) hash.update(bytes);
+      found.set(inode, hash.digest("hex"));
     }
     return found;
+  }
+
+  /** Until it is disposed, requests go for more than the unit that is wanted: for whoever reads files in the order in which they lie. */
+  readAhead(): Disposable {
+    this.#readAhead = this.#dataEnds();
+    return {
+      [Symbol.dispose]: () => {
+        this.#readAhead = null;
+        this.#window = null;
+      },
+    };
   }
 
   /** Where the last unit of each blob ends. */

@@ -127,7 +127,7 @@ async function look(parts: NydusParts, options: LookOptions): Promise<LookedImag
     const key = [...wanted].toSorted((a, b) => a - b).join();
     let content = opened.get(key);
     if (content === undefined) {
-      content = openContent(parts, wanted, options.signal);
+      content = openNydusContent(parts, wanted, options.signal);
       opened.set(key, content);
     }
     return content;
@@ -151,8 +151,8 @@ async function look(parts: NydusParts, options: LookOptions): Promise<LookedImag
   };
 }
 
-/** Chunk arrays of the wanted blobs, then units over them. */
-async function openContent(
+/** Chunk arrays of the wanted blobs, then units over them. Throws HS_NYDUS_INVALID, HS_FORMAT_UNSUPPORTED where chunks have no digests, HS_BLOB_NOT_FOUND. */
+export async function openNydusContent(
   parts: NydusParts,
   wanted: ReadonlySet<number>,
   signal: AbortSignal | undefined,
