@@ -10,6 +10,7 @@ import {
   EROFS_FEATURE_COMPAT_SB_CHKSUM,
   EROFS_FEATURE_COMPAT_XATTR_FILTER,
   EROFS_SUPER_OFFSET,
+  erofs_deviceslot,
   erofs_inode_compact,
   erofs_inode_extended,
   erofs_super_block,
@@ -24,8 +25,6 @@ const ZERO_FIELDS = [
   "xattr_blkaddr",
   "volume_name",
   "available_compr_algs",
-  "extra_devices",
-  "devt_slotoff",
   "xattr_prefix_count",
   "xattr_prefix_start",
   "packed_nid",
@@ -47,6 +46,8 @@ export function checkErofs(reader: ErofsReader): void {
   const links = new Map<number, { inode: ErofsInode; found: number }>();
   let xattrs = false;
   used.add(EROFS_SUPER_OFFSET, EROFS_SUPER_OFFSET + erofs_super_block.size, false);
+  const { devices, devicesAt } = reader.superblock;
+  if (devices.length > 0) used.add(devicesAt, devicesAt + devices.length * erofs_deviceslot.size, false);
   reader.walk({
     inode(inode) {
       checkInode(reader, inode);
@@ -62,6 +63,9 @@ export function checkErofs(reader: ErofsReader): void {
       if (inode.type === FileType.symlink) reader.readlink(inode);
       if (inode.type === FileType.regular && inode.tailAt >= 0) throw invalid(`inode ${inode.nid}: a file with a tail`);
       used.add(inode.at, inode.at + inode.bodySize, false);
+      if (inode.chunkBits > 0) reader.extents(inode);
+      else if (devices.length > 0 && inode.type === FileType.regular && inode.size > 0)
+        throw invalid(`inode ${inode.nid}: its data lie in the image`);
       if (inode.blocksAt >= 0) {
         const inBlocks = inode.tailAt < 0 ? inode.size : inode.size - 1;
         const blocks = inode.tailAt < 0 ? Math.ceil(inBlocks / BLOCK_SIZE) : Math.floor(inBlocks / BLOCK_SIZE);
@@ -95,6 +99,12 @@ function checkSuperblock(reader: ErofsReader): void {
   if (blocks * BLOCK_SIZE !== reader.source.size) {
     throw invalid(`${blocks} blocks do not fit ${reader.source.size} bytes`);
   }
+  const { devices, devicesAt } = reader.superblock;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const extra = view.getUint16(erofs_super_block.offsets.extra_devices, true);
+  if (extra !== devices.length) throw invalid(`superblock field extra_devices is ${extra}, without the feature`);
+  if (devicesAt !== (devices.length === 0 ? 0 : EROFS_SUPER_OFFSET + erofs_super_block.size))
+    throw invalid(`superblock field devt_slotoff: a device table at byte ${devicesAt}`);
   const starts = Object.values(erofs_super_block.offsets).sort((a, b) => a - b);
   for (const field of ZERO_FIELDS) {
     const start = erofs_super_block.offsets[field];

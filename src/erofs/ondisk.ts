@@ -22,6 +22,10 @@ export const EROFS_FEATURE_COMPAT_SB_CHKSUM = 0x1;
 export const EROFS_FEATURE_COMPAT_MTIME = 0x2;
 export const EROFS_FEATURE_COMPAT_XATTR_FILTER = 0x4;
 
+/** Superblock.feature_incompat, of images whose data lie in other files. */
+export const EROFS_FEATURE_INCOMPAT_CHUNKED_FILE = 0x4;
+export const EROFS_FEATURE_INCOMPAT_DEVICE_TABLE = 0x8;
+
 /** i_u of an inode without blocks, and the start block that no file can have. */
 export const EROFS_NULL_ADDR = 0xffffffff;
 
@@ -31,6 +35,10 @@ export const EROFS_I_VERSION_EXTENDED = 1;
 export const EROFS_I_DATALAYOUT_BIT = 1;
 export const EROFS_INODE_FLAT_PLAIN = 0;
 export const EROFS_INODE_FLAT_INLINE = 2;
+export const EROFS_INODE_CHUNK_BASED = 4;
+/** i_u of a chunk-based inode: bits 0-4 are log2 of blocks a chunk; 8-byte indexes. */
+export const EROFS_CHUNK_FORMAT_BLKBITS_MASK = 0x1f;
+export const EROFS_CHUNK_FORMAT_INDEXES = 0x20;
 /** Every bit of i_format that we write. Bit 4 (6.15+) makes older kernels refuse the inode. */
 export const EROFS_I_FORMAT_KNOWN = 0xf;
 
@@ -102,6 +110,23 @@ export const erofs_inode_extended = struct("erofs_inode_extended", 64, {
   i_mtime_nsec: "u32",
   i_nlink: "u32",
   i_reserved2: 16,
+});
+
+/** Where one chunk of a file lies; startblk EROFS_NULL_ADDR is a hole. */
+export const erofs_inode_chunk_index = struct("erofs_inode_chunk_index", 8, {
+  startblk_hi: "u16",
+  device_id: "u16",
+  startblk: "u32",
+});
+
+/** Slot i describes device i + 1; the table begins at byte 128 * devt_slotoff. */
+export const erofs_deviceslot = struct("erofs_deviceslot", 128, {
+  tag: 64,
+  blocks_lo: "u32",
+  uniaddr_lo: "u32",
+  blocks_hi: "u16",
+  uniaddr_hi: "u16",
+  reserved: 52,
 });
 
 export const erofs_dirent = struct("erofs_dirent", 12, {

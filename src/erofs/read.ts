@@ -1,6 +1,6 @@
 /**
- * Reads an EROFS image of our kind back (write.ts): for `image`, `check`, `inspect`, the chain computation and tests. Never for foreign metadata: compression,
- * chunks, devices and shared xattrs are errors, not features.
+ * Reads an EROFS image of our kind back (write.ts): for `image`, `check`, `inspect`, the chain computation and tests. Never for foreign metadata: compression
+ * and shared xattrs are errors, not features; chunks and devices are read as `layoutDevices` writes them.
  *
  * The bytes are not trusted. Whatever they are, each call ends in a value whose parts lie inside the image or in HS_EROFS_INVALID; a walk visits every
  * inode once and reads no more names, targets and xattrs than the image has bytes. What is sound but not what we would have written is check.ts's business.
@@ -12,20 +12,28 @@ import { HeadstartError } from "../base/errors.ts";
 import { GiB, LIMITS } from "../base/limits.ts";
 import { alignUp } from "../base/ranges.ts";
 import { parseDirectoryBlock } from "./directory.ts";
-import { type FileTree, FileTreeBuilder, FileType, type InodeFields } from "./file-tree.ts";
+import { ADDRESS_SPACE, type FileTree, FileTreeBuilder, FileType, type InodeFields } from "./file-tree.ts";
 import {
   deviceMajor,
   deviceMinor,
   EROFS_BLOCK_BITS,
+  EROFS_CHUNK_FORMAT_BLKBITS_MASK,
+  EROFS_CHUNK_FORMAT_INDEXES,
   EROFS_FEATURE_COMPAT_SB_CHKSUM,
+  EROFS_FEATURE_INCOMPAT_CHUNKED_FILE,
+  EROFS_FEATURE_INCOMPAT_DEVICE_TABLE,
   EROFS_I_DATALAYOUT_BIT,
   EROFS_I_FORMAT_KNOWN,
   EROFS_I_VERSION_EXTENDED,
+  EROFS_INODE_CHUNK_BASED,
   EROFS_INODE_FLAT_INLINE,
   EROFS_INODE_FLAT_PLAIN,
+  EROFS_NULL_ADDR,
   EROFS_SLOT_SIZE,
   EROFS_SUPER_MAGIC,
   EROFS_SUPER_OFFSET,
+  erofs_deviceslot,
+  erofs_inode_chunk_index,
   erofs_inode_compact,
   erofs_inode_extended,
   erofs_super_block,
@@ -47,6 +55,10 @@ export interface ErofsSuperblock {
   readonly blocks: number;
   readonly metaBlock: number;
   readonly uuid: Uint8Array;
+  /** Device i + 1; empty for an image that holds its data itself. */
+  readonly devices: readonly { readonly tag: string; readonly blocks: number }[];
+  /** Byte of the device table. */
+  readonly devicesAt: number;
 }
 
 export interface ErofsInode {
@@ -70,6 +82,9 @@ export interface ErofsInode {
   /** Byte of the inode itself, and the bytes that it, its xattrs and its tail take. */
   readonly at: number;
   readonly bodySize: number;
+  /** log2 of the chunk size and byte of the first index of a chunk-based file; 0 for all others. */
+  readonly chunkBits: number;
+  readonly chunksAt: number;
   /** Byte and size of the xattr body; size 0 when there is none. */
   readonly xattrAt: number;
   readonly xattrSize: number;
@@ -82,8 +97,10 @@ export interface ErofsDirent {
   readonly type: FileType;
 }
 
-/** File bytes [fileOffset, + length) lie at image bytes [imageOffset, + length). */
+/** File bytes [fileOffset, + length) lie at bytes [imageOffset, + length) of the image, or of a device. */
 export interface ErofsExtent {
+  /** 0: the image itself. */
+  readonly device: number;
   readonly fileOffset: number;
   readonly length: number;
   readonly imageOffset: number;
@@ -133,7 +150,8 @@ export class ErofsReader {
     const format = view.getUint16(common.i_format, true);
     if ((format & ~EROFS_I_FORMAT_KNOWN) !== 0) throw badInode(nid, `i_format is 0x${format.toString(16)}`);
     const layout = format >>> EROFS_I_DATALAYOUT_BIT;
-    if (layout !== EROFS_INODE_FLAT_PLAIN && layout !== EROFS_INODE_FLAT_INLINE) {
+    const chunked = layout === EROFS_INODE_CHUNK_BASED && this.superblock.devices.length > 0;
+    if (layout !== EROFS_INODE_FLAT_PLAIN && layout !== EROFS_INODE_FLAT_INLINE && !chunked) {
       throw badInode(nid, `data layout ${layout}`);
     }
     const i_mode = view.getUint16(common.i_mode, true);
@@ -169,6 +187,7 @@ export class ErofsReader {
     }
     if (!(Number.isSafeInteger(size) && size >= 0)) throw badInode(nid, `i_size is ${size}`);
     if (!Number.isSafeInteger(mtimeSeconds) || mtimeNanoseconds >= 1e9) throw badInode(nid, "the time is out of range");
+    if (chunked && (type !== FileType.regular || size === 0)) throw badInode(nid, "chunks of no data");
     const sized = type === FileType.regular || type === FileType.directory || type === FileType.symlink;
     if (!sized && (size !== 0 || layout !== EROFS_INODE_FLAT_PLAIN)) {
       throw badInode(nid, "a device, fifo or socket with data");
@@ -181,6 +200,17 @@ export class ErofsReader {
     let bodyEnd = xattrAt + xattrSize;
     let blocks = Math.ceil(size / BLOCK_SIZE);
     let tailAt = -1;
+    let chunkBits = 0;
+    let chunksAt = 0;
+    if (chunked) {
+      if ((u & ~(EROFS_CHUNK_FORMAT_BLKBITS_MASK | EROFS_CHUNK_FORMAT_INDEXES)) !== 0)
+        throw badInode(nid, `chunk format 0x${u.toString(16)}`);
+      if ((u & EROFS_CHUNK_FORMAT_INDEXES) === 0) throw badInode(nid, "chunks without indexes");
+      chunkBits = EROFS_BLOCK_BITS + (u & EROFS_CHUNK_FORMAT_BLKBITS_MASK);
+      chunksAt = alignUp(bodyEnd, erofs_inode_chunk_index.size);
+      bodyEnd = chunksAt + Math.ceil(size / 2 ** chunkBits) * erofs_inode_chunk_index.size;
+      blocks = 0;
+    }
     if (layout === EROFS_INODE_FLAT_INLINE && blocks > 0) {
       blocks--;
       const tail = size - blocks * BLOCK_SIZE;
@@ -188,7 +218,7 @@ export class ErofsReader {
       bodyEnd += tail;
       if ((tailAt % BLOCK_SIZE) + tail > BLOCK_SIZE) throw badInode(nid, `its tail of ${tail} bytes crosses a block`);
     }
-    if (bodyEnd > this.source.size) throw badInode(nid, "its xattrs or tail lie outside of the image");
+    if (bodyEnd > this.source.size) throw badInode(nid, "its xattrs, tail or chunks lie outside of the image");
     // the padding of the last block must be there too: the kernel reads whole blocks
     const blocksAt = sized && blocks > 0 ? u * BLOCK_SIZE : -1;
     if (blocksAt >= 0 && !(blocksAt + blocks * BLOCK_SIZE <= this.source.size)) {
@@ -212,6 +242,8 @@ export class ErofsReader {
       tailAt,
       at,
       bodySize: bodyEnd - at,
+      chunkBits,
+      chunksAt,
       xattrAt,
       xattrSize,
     };
@@ -270,14 +302,15 @@ export class ErofsReader {
     return found;
   }
 
-  /** Where the bytes of a regular file lie, ascending; nothing for an empty one. */
+  /** Where the bytes of a regular file lie, ascending; nothing for an empty one, and nothing for holes. Throws HS_EROFS_INVALID. */
   extents(inode: ErofsInode): readonly ErofsExtent[] {
     if (inode.type !== FileType.regular || inode.size === 0) return [];
+    if (inode.chunkBits > 0) return this.#chunkExtents(inode);
     const inBlocks = inode.tailAt < 0 ? inode.size : alignDownToBlock(inode.size - 1);
     const extents: ErofsExtent[] = [];
-    if (inBlocks > 0) extents.push({ fileOffset: 0, length: inBlocks, imageOffset: inode.blocksAt });
+    if (inBlocks > 0) extents.push({ device: 0, fileOffset: 0, length: inBlocks, imageOffset: inode.blocksAt });
     if (inode.tailAt >= 0) {
-      extents.push({ fileOffset: inBlocks, length: inode.size - inBlocks, imageOffset: inode.tailAt });
+      extents.push({ device: 0, fileOffset: inBlocks, length: inode.size - inBlocks, imageOffset: inode.tailAt });
     }
     return extents;
   }
@@ -340,7 +373,7 @@ export class ErofsReader {
   }
 
   /**
-   * The tree that the image holds. Each file with data is one segment whose address is its offset in the image (space 0). The options name the
+   * The tree that the image holds. Each file with data is one segment whose address is its offset in the image (space 0), or segments in its devices (device d is space d). The options name the
    * directories that get INODE_IMPLIED and INODE_IMPLIED_FIRST, which an image does not hold (write.ts, `impliedInodes`). Throws HS_EROFS_INVALID.
    */
   toFileTree(
@@ -351,7 +384,11 @@ export class ErofsReader {
     const indexOf = new Map<number, number>();
     let builder: FileTreeBuilder | null = null;
     const segments = (inode: ErofsInode) =>
-      this.extents(inode).map(({ fileOffset, length, imageOffset }) => ({ fileOffset, length, address: imageOffset }));
+      this.extents(inode).map(({ device, fileOffset, length, imageOffset }) => ({
+        fileOffset,
+        length,
+        address: device * ADDRESS_SPACE + imageOffset,
+      }));
     const fields = (inode: ErofsInode): InodeFields => ({
       type: inode.type,
       mode: inode.mode,
@@ -384,6 +421,43 @@ export class ErofsReader {
     return builder!.finish();
   }
 
+  /** Neighbours that follow each other in one device are one extent. */
+  #chunkExtents(inode: ErofsInode): ErofsExtent[] {
+    const { devices } = this.superblock;
+    const entry = erofs_inode_chunk_index;
+    const chunkSize = 2 ** inode.chunkBits;
+    const count = Math.ceil(inode.size / chunkSize);
+    const bytes = this.source.readAt(inode.chunksAt, count * entry.size);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    const extents: ErofsExtent[] = [];
+    for (let chunk = 0; chunk < count; chunk++) {
+      const bad = (message: string) => badInode(inode.nid, `chunk ${chunk}: ${message}`);
+      const at = chunk * entry.size;
+      const startblk = view.getUint32(at + entry.offsets.startblk, true);
+      const device = view.getUint16(at + entry.offsets.device_id, true);
+      if (view.getUint16(at + entry.offsets.startblk_hi, true) !== 0) throw bad("a block number of 48 bits");
+      if (startblk === EROFS_NULL_ADDR) {
+        if (device !== 0) throw bad(`a hole in device ${device}`);
+        continue;
+      }
+      const fileOffset = chunk * chunkSize;
+      const length = Math.min(chunkSize, inode.size - fileOffset);
+      const imageOffset = startblk * BLOCK_SIZE;
+      const slot = devices[device - 1];
+      if (slot === undefined) throw bad(`device ${device} of ${devices.length}`);
+      if (imageOffset + length > slot.blocks * BLOCK_SIZE) throw bad(`it lies outside of device ${device}`);
+      const last = extents.at(-1);
+      const follows =
+        last !== undefined &&
+        last.device === device &&
+        last.fileOffset + last.length === fileOffset &&
+        last.imageOffset + last.length === imageOffset;
+      if (follows) extents[extents.length - 1] = { ...last, length: last.length + length };
+      else extents.push({ device, fileOffset, length, imageOffset });
+    }
+    return extents;
+  }
+
   #directoryBlock(
     directory: ErofsInode,
     block: number,
@@ -412,7 +486,8 @@ function parseSuperblock(source: ErofsSource): ErofsSuperblock {
   const magic = view.getUint32(offsets.magic, true);
   if (magic !== EROFS_SUPER_MAGIC) throw invalid(`the magic is 0x${magic.toString(16)}`);
   const incompat = view.getUint32(offsets.feature_incompat, true);
-  if (incompat !== 0) throw invalid(`incompatible features 0x${incompat.toString(16)}`);
+  const onDevices = EROFS_FEATURE_INCOMPAT_CHUNKED_FILE | EROFS_FEATURE_INCOMPAT_DEVICE_TABLE;
+  if (incompat !== 0 && incompat !== onDevices) throw invalid(`incompatible features 0x${incompat.toString(16)}`);
   const blockBits = view.getUint8(offsets.blkszbits);
   if (blockBits !== EROFS_BLOCK_BITS) throw invalid(`blocks of 2^${blockBits} bytes`);
   const directoryBits = view.getUint8(offsets.dirblkbits);
@@ -431,8 +506,11 @@ function parseSuperblock(source: ErofsSource): ErofsSuperblock {
   const epoch = getI64(view, offsets.epoch);
   if (!(Number.isSafeInteger(inodeCount) && inodeCount > 0)) throw invalid(`${inodeCount} inodes`);
   if (!Number.isSafeInteger(epoch)) throw invalid(`the epoch is ${epoch}`);
+  const devicesAt = view.getUint16(offsets.devt_slotoff, true) * erofs_deviceslot.size;
   return {
     bytes,
+    devices: incompat === 0 ? [] : parseDevices(source, devicesAt, view.getUint16(offsets.extra_devices, true)),
+    devicesAt,
     featureCompat,
     rootNid: view.getUint16(offsets.rootnid_2b, true),
     inodeCount,
@@ -441,6 +519,21 @@ function parseSuperblock(source: ErofsSource): ErofsSuperblock {
     metaBlock: view.getUint32(offsets.meta_blkaddr, true),
     uuid: bytes.subarray(offsets.uuid, offsets.uuid + 16),
   };
+}
+
+function parseDevices(source: ErofsSource, at: number, count: number): { tag: string; blocks: number }[] {
+  if (!(count > 0 && at >= EROFS_SUPER_OFFSET && at + count * erofs_deviceslot.size <= source.size))
+    throw invalid(`a table of ${count} devices at byte ${at}`);
+  const { offsets, size } = erofs_deviceslot;
+  return Array.from({ length: count }, (_, index) => {
+    const bytes = source.readAt(at + index * size, size);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    const blocks = view.getUint32(offsets.blocks_lo, true);
+    if (blocks === 0 || bytes.subarray(offsets.uniaddr_lo).some((byte) => byte !== 0))
+      throw invalid(`device ${index + 1}: another slot than ours`);
+    const tag = Buffer.from(bytes.subarray(0, offsets.blocks_lo)).toString("latin1").replace(/\0+$/, "");
+    return { tag, blocks };
+  });
 }
 
 function getI64(view: DataView, at: number): number {

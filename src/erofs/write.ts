@@ -1,10 +1,12 @@
 /**
  * Writes a FileTree as an EROFS image, in two passes: lay out (pure arithmetic), then emit. Same tree and options, same bytes. What is written mounts on
- * every kernel since 5.4: no incompatible feature, compact or extended inodes, FLAT_PLAIN and FLAT_INLINE, inline xattrs.
+ * every kernel since 5.4 (data in other files: 5.16): no incompatible feature else, compact or extended inodes, FLAT_PLAIN and FLAT_INLINE, inline xattrs.
  *
  *   lazy:   | block 0: superblock, root inode, ... | inodes | directory blocks | file data ...          |   the tree is known first
  *   eager:  | block 0: superblock | file data ...           | inodes | directory blocks                 |   the tree is known last
  *             metadata region = inodes + directory blocks; nids are the same in both forms
+ *   devices: | block 0: superblock, device table, root inode, ... | inodes | directory blocks |           data lie in other files, which
+ *             images share: files are chunk-based (5.15) over a device table (5.16), the only incompatible features that we write
  *
  * Inodes: the root, then directory by directory (depth first) all children together in name order, so that a lookup and the stat after it touch
  * neighbours. An inode with its xattrs and inline tail never crosses a block unless its xattrs alone do. Directories and symlinks
@@ -17,6 +19,7 @@ import { crc32c } from "../base/crc32c.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { GiB, LIMITS } from "../base/limits.ts";
 import { alignUp, type Range } from "../base/ranges.ts";
+import { type ChunkMap, type ErofsDevice, emitChunks, mapChunks } from "./chunks.ts";
 import { DirectoryEmitter, directorySize } from "./directory.ts";
 import { type FileTree, FileType, INODE_IMPLIED, type INODE_IMPLIED_FIRST } from "./file-tree.ts";
 import {
@@ -24,8 +27,11 @@ import {
   EROFS_FEATURE_COMPAT_MTIME,
   EROFS_FEATURE_COMPAT_SB_CHKSUM,
   EROFS_FEATURE_COMPAT_XATTR_FILTER,
+  EROFS_FEATURE_INCOMPAT_CHUNKED_FILE,
+  EROFS_FEATURE_INCOMPAT_DEVICE_TABLE,
   EROFS_I_DATALAYOUT_BIT,
   EROFS_I_VERSION_EXTENDED,
+  EROFS_INODE_CHUNK_BASED,
   EROFS_INODE_FLAT_INLINE,
   EROFS_INODE_FLAT_PLAIN,
   EROFS_NULL_ADDR,
@@ -33,13 +39,14 @@ import {
   EROFS_SUPER_MAGIC,
   EROFS_SUPER_OFFSET,
   encodeDevice,
+  erofs_deviceslot,
   erofs_inode_compact,
   erofs_inode_extended,
   erofs_super_block,
   MODE_OF_TYPE,
 } from "./ondisk.ts";
 import { adoptFiles, IMAGE_BYTES_MAX, type PlacedFiles, placeFiles } from "./place-files.ts";
-import { BLOCK_SIZE, type Placement } from "./placement.ts";
+import { BLOCK_SIZE, makePlacement, type Placement } from "./placement.ts";
 import { emitXattrs, xattrBodySize, xattrCount } from "./xattr.ts";
 
 export interface ErofsOptions {
@@ -119,6 +126,32 @@ export function layoutEager(tree: FileTree, places: Float64Array, dataEnd: numbe
 }
 
 /**
+ * Metadata alone: the data of address space s lie in `devices[s]` by identity (address = byte offset there; null for a space that no file uses), one device slot each in that order.
+ * The placement is empty. Throws HS_EROFS_LIMIT, also for segments that do not begin on a block or lie outside of their device.
+ */
+export function layoutDevices(
+  tree: FileTree,
+  devices: readonly (ErofsDevice | null)[],
+  options: Pick<ErofsOptions, "uuid">,
+): ErofsLayout {
+  const chunks = mapChunks(tree, devices);
+  const plan = planMetadata(tree, chunks);
+  const metadata = emitMetadata(tree, plan, new Uint32Array(tree.inodeCount).fill(EROFS_NULL_ADDR), 0);
+  emitDeviceTable(metadata, chunks.devices);
+  emitSuperblock(metadata, tree, plan, { uuid: options.uuid, metaBlock: 0, size: plan.size });
+  const none = () => new Float64Array(0);
+  return {
+    size: plan.size,
+    parts: [{ offset: 0, bytes: metadata }],
+    placement: makePlacement({ address: none(), length: none(), fileOffset: none() }),
+    metadataRange: { start: 0, end: plan.size },
+    dataStart: plan.size,
+    nidOf: plan.nidOf,
+    epoch: plan.epoch,
+  };
+}
+
+/**
  * Directories with `flag` set; an image does not hold the flags. `layout.nidOf` maps them to nids, which can be kept beside the image and given to
  * `ErofsReader.toFileTree`.
  */
@@ -148,9 +181,11 @@ interface MetadataPlan {
   readonly ownBlock: Uint32Array;
   /** Bytes of the region, a multiple of 4096. */
   readonly size: number;
+  /** Null where file data lie in the image itself. */
+  readonly chunks: ChunkMap | null;
 }
 
-function planMetadata(tree: FileTree): MetadataPlan {
+function planMetadata(tree: FileTree, chunks: ChunkMap | null = null): MetadataPlan {
   const count = tree.inodeCount;
   const epoch = mostCommonTime(tree);
   const order = inodeOrder(tree);
@@ -160,7 +195,7 @@ function planMetadata(tree: FileTree): MetadataPlan {
   const contentSize = new Float64Array(count);
   const inline = new Uint8Array(count);
   const ownBlock = new Uint32Array(count).fill(EROFS_NULL_ADDR);
-  let at = FIRST_INODE_AT;
+  let at = FIRST_INODE_AT + (chunks?.devices.length ?? 0) * erofs_deviceslot.size;
   let ownBlocks = 0;
   for (const inode of order) {
     checkInode(tree, inode);
@@ -192,6 +227,7 @@ function planMetadata(tree: FileTree): MetadataPlan {
         ownBlocks += own;
       }
     }
+    if (chunks !== null) size = chunks.sizeWith(inode, size);
     const left = BLOCK_SIZE - (at % BLOCK_SIZE);
     if (size > left) at += left;
     nidOf[inode] = at / EROFS_SLOT_SIZE;
@@ -207,7 +243,7 @@ function planMetadata(tree: FileTree): MetadataPlan {
     if (ownBlock[inode] !== EROFS_NULL_ADDR) ownBlock[inode]! += inodesEnd / BLOCK_SIZE;
   }
   const size = inodesEnd + ownBlocks * BLOCK_SIZE;
-  return { epoch, order, nidOf, extended, xattrSize, contentSize, inline, ownBlock, size };
+  return { epoch, order, nidOf, extended, xattrSize, contentSize, inline, ownBlock, size, chunks };
 }
 
 /** Whole seconds that most inodes share, so that most are compact; the earliest of several. Never negative: old kernels read it unsigned. */
@@ -292,11 +328,14 @@ function emitMetadata(
       u = encodeDevice(tree.rdevMajor[inode]!, tree.rdevMinor[inode]!);
     } else if (type === FileType.fifo || type === FileType.socket) {
       u = 0;
+    } else if (plan.chunks?.isChunked(inode)) {
+      u = plan.chunks.format(inode);
     } else {
       u = own === EROFS_NULL_ADDR ? startBlock[inode]! : metaBlock + own;
     }
     let end = emitInode(tree, plan, inode, u, view, at);
     if (plan.xattrSize[inode]! > 0) end = emitXattrs(tree, inode, bytes, view, end);
+    if (plan.chunks?.isChunked(inode)) emitChunks(plan.chunks, inode, view, end);
     const content = plan.inline[inode] ? end : -1;
     if (type === FileType.directory) {
       directories.emit(inode, plan.contentSize[inode]!, own * BLOCK_SIZE, content);
@@ -311,7 +350,11 @@ function emitMetadata(
 /** Returns where the inode ends. */
 function emitInode(tree: FileTree, plan: MetadataPlan, inode: number, u: number, view: DataView, at: number): number {
   const extended = plan.extended[inode]!;
-  const layout = plan.inline[inode] ? EROFS_INODE_FLAT_INLINE : EROFS_INODE_FLAT_PLAIN;
+  const layout = plan.inline[inode]
+    ? EROFS_INODE_FLAT_INLINE
+    : plan.chunks?.isChunked(inode)
+      ? EROFS_INODE_CHUNK_BASED
+      : EROFS_INODE_FLAT_PLAIN;
   const size = plan.contentSize[inode]!;
   const nid = plan.nidOf[inode]!;
   const common = erofs_inode_compact.offsets;
@@ -368,7 +411,24 @@ function emitSuperblock(
   view.setUint32(at + offsets.blocks_lo, image.size / BLOCK_SIZE, true);
   view.setUint32(at + offsets.meta_blkaddr, image.metaBlock, true);
   block0.set(image.uuid, at + offsets.uuid);
+  const devices = plan.chunks?.devices.length ?? 0;
+  if (devices > 0) {
+    const features = EROFS_FEATURE_INCOMPAT_CHUNKED_FILE | EROFS_FEATURE_INCOMPAT_DEVICE_TABLE;
+    view.setUint32(at + offsets.feature_incompat, features, true);
+    view.setUint16(at + offsets.extra_devices, devices, true);
+    view.setUint16(at + offsets.devt_slotoff, FIRST_INODE_AT / erofs_deviceslot.size, true);
+  }
   view.setUint32(at + offsets.checksum, crc32c(block0.subarray(at, BLOCK_SIZE)), true);
+}
+
+/** Right behind the superblock. Without a flat address (uniaddr 0) each device is looked up by its number alone. */
+function emitDeviceTable(bytes: Uint8Array<ArrayBuffer>, devices: readonly ErofsDevice[]): void {
+  const view = new DataView(bytes.buffer);
+  devices.forEach((device, index) => {
+    const at = FIRST_INODE_AT + index * erofs_deviceslot.size;
+    bytes.set(Buffer.from(device.tag, "latin1"), at + erofs_deviceslot.offsets.tag);
+    view.setUint32(at + erofs_deviceslot.offsets.blocks_lo, device.size / BLOCK_SIZE, true);
+  });
 }
 
 function setI64(view: DataView, at: number, value: number): void {
