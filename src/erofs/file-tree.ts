@@ -297,6 +297,36 @@ export function allocateTree(inodes: number, dirents: number, segments: number, 
   };
 }
 
+/** An inode as `FileTreeBuilder.addInode` takes it: for trees that are made of other trees. Its flags are left out; names, targets and values are views. */
+export function inodeFieldsOf(tree: FileTree, inode: number): InodeFields {
+  const type = tree.type[inode]! as FileType;
+  const segments: { fileOffset: number; length: number; address: number }[] = [];
+  for (let index = tree.segmentStart[inode]!; index < tree.segmentStart[inode + 1]!; index++) {
+    segments.push({
+      fileOffset: tree.segmentFileOffset[index]!,
+      length: tree.segmentLength[index]!,
+      address: tree.segmentAddress[index]!,
+    });
+  }
+  const xattrs: { name: Uint8Array; value: Uint8Array }[] = [];
+  for (let index = tree.xattrStart[inode]!; index < tree.xattrStart[inode + 1]!; index++)
+    xattrs.push({ name: xattrName(tree, index), value: xattrValue(tree, index) });
+  return {
+    type,
+    mode: tree.mode[inode]!,
+    uid: tree.uid[inode]!,
+    gid: tree.gid[inode]!,
+    mtimeSeconds: tree.mtimeSeconds[inode]!,
+    mtimeNanoseconds: tree.mtimeNanoseconds[inode]!,
+    size: tree.size[inode]!,
+    rdevMajor: tree.rdevMajor[inode]!,
+    rdevMinor: tree.rdevMinor[inode]!,
+    segments,
+    xattrs,
+    ...(type === FileType.symlink ? { target: symlinkTarget(tree, inode) } : {}),
+  };
+}
+
 /** Name of dirent `index`, a view. */
 export function childName(tree: FileTree, index: number): Uint8Array {
   const offset = tree.childNameOffset[index]!;

@@ -11,8 +11,8 @@ import {
   FileType,
   findChild,
   type InodeFields,
+  inodeFieldsOf,
   isWhiteout,
-  symlinkTarget,
   xattrName,
 } from "./file-tree.ts";
 import { type ChainLayer, type DirectoryAttributes, resolveChain, shownXattrs } from "./implied.ts";
@@ -283,29 +283,7 @@ function directoryFields(attributes: DirectoryAttributes): InodeFields {
 }
 
 function fileFields(tree: FileTree, inode: number): InodeFields {
-  const type = tree.type[inode]! as FileType;
-  const segments = [];
-  for (let index = tree.segmentStart[inode]!; index < tree.segmentStart[inode + 1]!; index++) {
-    segments.push({
-      fileOffset: tree.segmentFileOffset[index]!,
-      length: tree.segmentLength[index]!,
-      address: tree.segmentAddress[index]!,
-    });
-  }
-  return {
-    type,
-    mode: tree.mode[inode]!,
-    uid: tree.uid[inode]!,
-    gid: tree.gid[inode]!,
-    mtimeSeconds: tree.mtimeSeconds[inode]!,
-    mtimeNanoseconds: tree.mtimeNanoseconds[inode]!,
-    size: tree.size[inode]!,
-    rdevMajor: tree.rdevMajor[inode]!,
-    rdevMinor: tree.rdevMinor[inode]!,
-    segments,
-    xattrs: xattrList(shownXattrs(tree, inode)),
-    ...(type === FileType.symlink ? { target: symlinkTarget(tree, inode) } : {}),
-  };
+  return { ...inodeFieldsOf(tree, inode), xattrs: xattrList(shownXattrs(tree, inode)) };
 }
 
 /** An inode of a layer in its chain, with its opaque mark. */

@@ -2,6 +2,7 @@
 
 import { Reader } from "../../base/bytes.ts";
 import { HeadstartError } from "../../base/errors.ts";
+import type { ContainingBlob } from "./layer-bootstrap.ts";
 import {
   BLOB_FEATURES_UNKNOWN,
   BlobFeature,
@@ -52,12 +53,15 @@ export interface ChunkInfoPlace {
   readonly size: number;
 }
 
+/** The id that the bootstrap of one layer gives its blob, whose digest covers it: whoever merges it takes the id from the file's name (specs/nydus.md 2.1). */
+export const UNKNOWN_BLOB_ID = "x".repeat(64);
+
 const ID = /^[0-9a-f]{64}$/;
 const NO_DIGEST = "0".repeat(64);
 
 /** A blob id becomes a path and a URL: 64 hex digits and nothing else. The 64 x of an unmerged bootstrap are refused with a reason of their own. */
 export function checkBlobId(id: string, what: string): string {
-  if (id === "x".repeat(64)) {
+  if (id === UNKNOWN_BLOB_ID) {
     throw new HeadstartError("HS_FORMAT_UNSUPPORTED", {
       what: `${what}: a bootstrap of one layer that does not know its blob; merge it first`,
     });
@@ -85,8 +89,15 @@ export function dataSizeOf(features: number, compressedSize: number, chunkInfoOf
   return (chunkInfoOffset ?? compressedSize) - header;
 }
 
-/** `bytes` are the whole table; its length is a multiple of the entry's. */
-export function readBlobTable(bytes: Uint8Array, image: { chunkSize: number }, what: string): NydusBlob[] {
+/**
+ * `bytes` are the whole table; its length is a multiple of the entry's. `container`: the blob that the bootstrap of one layer was found in, which it does not know
+ * itself.
+ */
+export function readBlobTable(
+  bytes: Uint8Array,
+  image: { readonly chunkSize: number; readonly container: ContainingBlob | null },
+  what: string,
+): NydusBlob[] {
   const count = bytes.byteLength / rafs_v6_blob.size;
   if (count > NYDUS_LIMITS.blobs) throw nydusInvalid(what, `${count} blobs, at most ${NYDUS_LIMITS.blobs}`);
   const blobs: NydusBlob[] = [];
@@ -96,7 +107,7 @@ export function readBlobTable(bytes: Uint8Array, image: { chunkSize: number }, w
     const blob = readBlob(
       new Reader(bytes.subarray(index * rafs_v6_blob.size, (index + 1) * rafs_v6_blob.size), { what: entry }),
       index,
-      image.chunkSize,
+      image,
       entry,
     );
     if (seen.has(blob.id)) throw nydusInvalid(entry, `the id ${blob.id} stands twice`);
@@ -106,8 +117,14 @@ export function readBlobTable(bytes: Uint8Array, image: { chunkSize: number }, w
   return blobs;
 }
 
-function readBlob(reader: Reader, index: number, chunkSize: number, what: string): NydusBlob {
-  const id = checkBlobId(reader.ascii(64), what);
+function readBlob(
+  reader: Reader,
+  index: number,
+  { chunkSize, container }: { readonly chunkSize: number; readonly container: ContainingBlob | null },
+  what: string,
+): NydusBlob {
+  const written = reader.ascii(64);
+  const id = checkBlobId(container !== null && written === UNKNOWN_BLOB_ID ? container.id : written, what);
   const bad = (message: string) => nydusInvalid(what, message);
   const blobIndex = reader.u32();
   if (blobIndex !== index) throw bad(`its index is ${blobIndex}`);
@@ -117,7 +134,8 @@ function readBlob(reader: Reader, index: number, chunkSize: number, what: string
   if (chunkCount > NYDUS_LIMITS.chunksPerBlob) throw bad(`${chunkCount} chunks`);
   const compressor = compressorOf(reader.u32(), what);
   const digester = digesterOf(reader.u32(), what);
-  const features = reader.u32();
+  // in the bootstrap of one layer it says that the bootstrap is in the blob; a merge clears it
+  const features = (reader.u32() & ~(container === null ? 0 : BlobFeature.inlinedFsMeta)) >>> 0;
   checkFeatures(features, what);
   const has = (feature: number) => (features & feature) !== 0;
   if (!has(BlobFeature.aligned)) throw bad("ALIGNED is missing");
@@ -155,7 +173,8 @@ function readBlob(reader: Reader, index: number, chunkSize: number, what: string
   const dataSize = dataSizeOf(features, compressedSize, chunkInfo.offset);
   if (dataSize < 0) throw bad("its chunk array lies where its data are");
   const isRef = has(BlobFeature.separate);
-  const metaBlob = isRef ? { id: hex(metaDigest), size: new Reader(metaSize, { what }).u64("blob_meta_size") } : null;
+  let metaBlob = isRef ? { id: hex(metaDigest), size: new Reader(metaSize, { what }).u64("blob_meta_size") } : null;
+  if (metaBlob?.id === NO_DIGEST && container !== null) metaBlob = { id: container.id, size: container.size };
   if (metaBlob !== null && metaBlob.id === NO_DIGEST) throw bad("a ref that does not name its metadata blob");
   return {
     index,
@@ -193,13 +212,19 @@ function checkChunkInfoPlace(place: ChunkInfoPlace, chunkCount: number, features
 }
 
 /** Device slots say again which blobs there are; the kernel reads these. A slot without blocks is refused by nydusd. */
-export function checkDevices(bytes: Uint8Array, blobs: readonly NydusBlob[], what: string): void {
+export function checkDevices(
+  bytes: Uint8Array,
+  blobs: readonly NydusBlob[],
+  container: ContainingBlob | null,
+  what: string,
+): void {
   for (const blob of blobs) {
     const slot = `${what}: device slot ${blob.index}`;
     const start = blob.index * rafs_v6_device.size;
     const reader = new Reader(bytes.subarray(start, start + rafs_v6_device.size), { what: slot });
     const id = reader.ascii(64);
-    if (id !== blob.id) throw nydusInvalid(slot, `it names ${JSON.stringify(id)}, the blob table ${blob.id}`);
+    if (id !== blob.id && !(id === UNKNOWN_BLOB_ID && blob.id === container?.id))
+      throw nydusInvalid(slot, `it names ${JSON.stringify(id)}, the blob table ${blob.id}`);
     if (reader.u32() === 0) throw nydusInvalid(slot, "it has no blocks");
   }
 }

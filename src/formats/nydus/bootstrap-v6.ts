@@ -10,6 +10,7 @@ import { EROFS_SUPER_MAGIC, EROFS_SUPER_OFFSET } from "../../erofs/ondisk.ts";
 import { checkDevices, readBlobTable } from "./blob-table.ts";
 import type { NydusBootstrap } from "./bootstrap.ts";
 import { ChunkUseCollector, readRecords } from "./chunks.ts";
+import type { ContainingBlob } from "./layer-bootstrap.ts";
 import {
   alignBlock,
   BlobFeature,
@@ -18,10 +19,13 @@ import {
   NYDUS_LIMITS,
   nydusInvalid,
   RAFS_BLOCK_SIZE,
+  RAFS_COMPRESSOR_FLAGS,
+  RAFS_DIGESTER_FLAGS,
   RAFS_V6_COMPAT,
   RAFS_V6_DEVICES_OFFSET,
   RAFS_V6_DEVT_SLOTOFF,
   RAFS_V6_EXT_OFFSET,
+  RAFS_V6_FLAG,
   RAFS_V6_INCOMPAT,
   rafs_chunk,
   rafs_v6_blob,
@@ -51,19 +55,17 @@ interface Area {
   readonly size: number;
 }
 
-const FLAG_TARFS = 0x200;
-
-export function readV6(bytes: Uint8Array, what: string): NydusBootstrap {
+export function readV6(bytes: Uint8Array, what: string, container: ContainingBlob | null = null): NydusBootstrap {
   if (bytes.byteLength < RAFS_BLOCK_SIZE || bytes.byteLength % RAFS_BLOCK_SIZE !== 0)
     throw nydusInvalid(what, `${bytes.byteLength} bytes are no whole number of blocks`);
   const superblock = readSuperblock(bytes, what);
   const extended = readExtended(bytes, superblock, what);
   const cut = (area: Area) => bytes.subarray(area.start, area.start + area.size);
-  const blobs = readBlobTable(cut(extended.blobTable), extended, what);
+  const blobs = readBlobTable(cut(extended.blobTable), { ...extended, container }, what);
   if (blobs.length !== superblock.deviceCount)
     throw nydusInvalid(what, `${superblock.deviceCount} devices and ${blobs.length} blobs`);
   const devicesEnd = RAFS_V6_DEVICES_OFFSET + blobs.length * rafs_v6_device.size;
-  checkDevices(bytes.subarray(RAFS_V6_DEVICES_OFFSET, devicesEnd), blobs, what);
+  checkDevices(bytes.subarray(RAFS_V6_DEVICES_OFFSET, devicesEnd), blobs, container, what);
   const records = readRecords(cut(extended.chunkTable), blobs.length, what);
   const recordOf = new Map<number, number>();
   for (let record = 0; record < records.count; record++) {
@@ -138,7 +140,7 @@ function readSuperblock(bytes: Uint8Array, what: string): Superblock {
 function readExtended(bytes: Uint8Array, superblock: Superblock, what: string): ExtendedSuperblock {
   const reader = new Reader(bytes, { what: `${what}: extended superblock` }).at(RAFS_V6_EXT_OFFSET);
   const flags = reader.u64("flags");
-  if ((flags & FLAG_TARFS) !== 0) throw unsupported(what, "tarfs");
+  if ((flags & RAFS_V6_FLAG.tarfs) !== 0) throw unsupported(what, "tarfs");
   const blobTableAt = reader.u64("blob_table_offset");
   const blobTableSize = reader.u32();
   const chunkSize = reader.u32();
@@ -191,14 +193,14 @@ export function algorithmsOf(
   };
   return {
     compressor: one<Compressor>("compressor", [
-      [0x1, Compressor.none],
-      [0x2, Compressor.lz4],
-      [0x40, Compressor.gzip],
-      [0x80, Compressor.zstd],
+      [RAFS_COMPRESSOR_FLAGS[Compressor.none], Compressor.none],
+      [RAFS_COMPRESSOR_FLAGS[Compressor.lz4], Compressor.lz4],
+      [RAFS_COMPRESSOR_FLAGS[Compressor.gzip], Compressor.gzip],
+      [RAFS_COMPRESSOR_FLAGS[Compressor.zstd], Compressor.zstd],
     ]),
     digester: one<DigestAlgorithm>("digester", [
-      [0x4, "blake3"],
-      [0x8, "sha256"],
+      [RAFS_DIGESTER_FLAGS.blake3, "blake3"],
+      [RAFS_DIGESTER_FLAGS.sha256, "sha256"],
     ]),
   };
 }

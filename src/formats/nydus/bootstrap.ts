@@ -13,6 +13,7 @@ import type { NydusBlob } from "./blob-table.ts";
 import { readV5 } from "./bootstrap-v5.ts";
 import { readV6 } from "./bootstrap-v6.ts";
 import type { ChunkRecords, ChunkUses } from "./chunks.ts";
+import type { ContainingBlob } from "./layer-bootstrap.ts";
 import {
   type Compressor,
   type DigestAlgorithm,
@@ -51,13 +52,18 @@ export function sniffBootstrap(bytes: Uint8Array): "v5" | "v6" | null {
   return (compat & RAFS_V6_COMPAT) !== 0 || incompat === RAFS_V6_INCOMPAT ? "v6" : null;
 }
 
-export function readBootstrap(bytes: Uint8Array, what = "bootstrap"): NydusBootstrap {
+/** `container`: the blob that the bootstrap of one layer was found in (layer-bootstrap.ts). */
+export function readBootstrap(
+  bytes: Uint8Array,
+  what = "bootstrap",
+  container: ContainingBlob | null = null,
+): NydusBootstrap {
   if (bytes.byteLength > NYDUS_LIMITS.bootstrapBytes) {
     throw new HeadstartError("HS_LIMIT", { what: `${what}: ${bytes.byteLength} bytes` });
   }
   switch (sniffBootstrap(bytes)) {
     case "v6":
-      return readV6(bytes, what);
+      return readV6(bytes, what, container);
     case "v5":
       return readV5(bytes, what);
     default:

@@ -18,6 +18,8 @@ export interface ChunkRecords {
   /** Address within the blob's space. */
   readonly offset: Float64Array;
   readonly index: Uint32Array;
+  /** CRC-32C of the plain chunk, where `flags` say that there is one. */
+  readonly crc32: Uint32Array;
 }
 
 /** The chunks that files use, ascending by address, each once. */
@@ -46,6 +48,7 @@ export function readRecords(bytes: Uint8Array, blobCount: number, what: string):
     compressedOffset: new Float64Array(count),
     offset: new Float64Array(count),
     index: new Uint32Array(count),
+    crc32: new Uint32Array(count),
   };
   const at = rafs_chunk.offsets;
   for (let record = 0; record < count; record++) {
@@ -73,6 +76,7 @@ export function readRecords(bytes: Uint8Array, blobCount: number, what: string):
     records.compressedOffset[record] = compressedOffset;
     records.offset[record] = offset;
     records.index[record] = index;
+    records.crc32[record] = view.getUint32(start + at.crc32, true);
   }
   return records;
 }

@@ -25,13 +25,15 @@ import { isDots, printable } from "../../erofs/read.ts";
 import { parseXattrs } from "../../erofs/xattr.ts";
 import type { NydusBlob } from "./blob-table.ts";
 import type { ChunkUseCollector } from "./chunks.ts";
-import { NYDUS_LIMITS, nydusInvalid, RAFS_BLOCK_SIZE } from "./ondisk.ts";
-
-const CHUNK_BASED = 4;
-/** i_u of a regular file: indexes rather than block addresses, and the low five bits. */
-const CHUNK_FORMAT_INDEXES = 0x20;
-const CHUNK_FORMAT_BITS = 0x1f;
-const CHUNK_INDEX_SIZE = 8;
+import {
+  CHUNK_BASED,
+  CHUNK_FORMAT_BITS,
+  CHUNK_FORMAT_INDEXES,
+  CHUNK_INDEX_SIZE,
+  NYDUS_LIMITS,
+  nydusInvalid,
+  RAFS_BLOCK_SIZE,
+} from "./ondisk.ts";
 
 export interface TreeV6Input {
   readonly what: string;

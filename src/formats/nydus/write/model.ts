@@ -15,9 +15,6 @@ import type { NydusBlob } from "../blob-table.ts";
 import type { ChunkInfo } from "../chunk-info.ts";
 import type { DigestAlgorithm } from "../ondisk.ts";
 
-/** The id that a layer's own bootstrap gives its blob, which the blob's digest covers: whoever merges it takes the id from the file's name (specs/nydus.md 2.1). */
-export const UNKNOWN_BLOB_ID = "x".repeat(64);
-
 /**
  * All that an entry of the blob table and a device slot need, as a merged bootstrap has them: `features` without INLINED_FS_META, the real id.
  * A `NydusBlob` that was read is one too.
