@@ -125,6 +125,10 @@ export const ERRORS = {
     kind: "unsupported",
     hint: "containerd pulls this image itself; the reason is in `headstart status`",
   },
+  HS_NYDUS_UNUSABLE: {
+    kind: "unavailable",
+    hint: "this Nydus image cannot be started, and no OCI form stands beside it; name its OCI image, or convert with --merge-index",
+  },
   // fuse, mount
   HS_FUSE_PROTOCOL: { kind: "internal", hint: "the kernel spoke an unknown FUSE version; see docs/limits.md" },
   HS_MOUNT: { kind: "internal", hint: "a mount failed; see the errno and `dmesg`" },
@@ -135,6 +139,10 @@ export const ERRORS = {
   HS_SNAPSHOT_KIND: { kind: "precondition", hint: "the snapshot has another kind than this call needs" },
   HS_SNAPSHOT_CHILDREN: { kind: "precondition", hint: "remove the snapshots above it first" },
   HS_SNAPSHOT_INVALID: { kind: "invalid", hint: "the request does not follow containerd's snapshots API" },
+  HS_SNAPSHOT_NOT_UNPACKED: {
+    kind: "unavailable",
+    hint: "containerd cannot unpack this image; the reason says what to mend, and `headstart status` shows it too",
+  },
   HS_FILTER: { kind: "invalid", hint: 'a filter looks like kind==active or labels."key"==value' },
   HS_SNAPSHOT_BROKEN: {
     kind: "corrupt",
@@ -159,6 +167,38 @@ export const ERRORS = {
   HS_EXT4_FULL: { kind: "exhausted", hint: "choose a larger --size, or --size auto" },
   HS_EXT4_INVALID: { kind: "corrupt", hint: "the file system is damaged; build the volume again" },
   HS_GPT_INVALID: { kind: "corrupt", hint: "the partition table is damaged; build the volume again" },
+  // volume: AWS
+  HS_AWS_CREDENTIALS: {
+    kind: "denied",
+    hint: "set AWS_PROFILE, AWS_ACCESS_KEY_ID, or AWS_ROLE_ARN with AWS_WEB_IDENTITY_TOKEN_FILE; docs/volumes-ebs.md",
+  },
+  HS_AWS_DENIED: { kind: "denied", hint: "give this identity the right that is named; docs/volumes-ebs.md lists them" },
+  HS_AWS_REFUSED: { kind: "invalid", hint: "AWS does not take this request; its reason is in the line above" },
+  HS_AWS_NOT_FOUND: { kind: "not-found", hint: "check the id, the region and the account" },
+  HS_AWS_RATE: { kind: "unavailable", hint: "AWS limits requests; try again later" },
+  HS_AWS_UNAVAILABLE: {
+    kind: "unavailable",
+    hint: "AWS cannot be reached or fails; check the network, then try again",
+  },
+  HS_AWS_PROTOCOL: {
+    kind: "unavailable",
+    hint: "the answer is not what AWS gives; check --endpoint and proxies between",
+  },
+  HS_EBS_UNFINISHED: {
+    kind: "unavailable",
+    hint: "the same command with --resume goes on; `aws ec2 delete-snapshot --snapshot-id ID` deletes what there is",
+  },
+  HS_EBS_STATE: {
+    kind: "precondition",
+    hint: "push again without --resume, with the volume and the options as they are now",
+  },
+  HS_EBS_SNAPSHOT: { kind: "precondition", hint: "push again: a new snapshot will be begun" },
+  HS_EBS_PARENT: { kind: "precondition", hint: "choose another --parent, or push without one" },
+  HS_EBS_BLOCK: { kind: "corrupt", hint: "the bytes are not those that their checksum names; read them again" },
+  HS_VOLUME_CHANGED: {
+    kind: "corrupt",
+    hint: "the file is not what was described or has changed meanwhile; build the volume again",
+  },
   // sandbox, cli
   HS_TOOL_MISSING: { kind: "unavailable", hint: "install the named Debian package" },
   HS_CHILD_FAILED: { kind: "internal", hint: "a program that headstart started failed; its last lines are above" },

@@ -26,9 +26,13 @@ export interface OpenedImage {
   readonly layers: readonly LayerIdentity[];
 }
 
-/** Throws HS_IMAGE_UNCLAIMED with the reason when a layer is foreign, encrypted or no layer; HS_MANIFEST and others when it is no image. */
+/** Throws as `imageOf`; HS_MANIFEST and others when it is no image. */
 export async function openImage(reader: ImageReader, manifest: Descriptor, signal?: AbortSignal): Promise<OpenedImage> {
-  const loaded = await loadManifest(reader, manifest, signal);
+  return imageOf(await loadManifest(reader, manifest, signal));
+}
+
+/** Throws HS_IMAGE_UNCLAIMED with the reason when a layer is foreign, encrypted or no layer. */
+export function imageOf(loaded: LoadedImage): OpenedImage {
   const layers = loaded.layers.map((layer, index): LayerIdentity => {
     const kind = layerKind(layer.mediaType);
     const refuse = (why: string) =>

@@ -7,22 +7,38 @@ import { type Descriptor, readDescriptor } from "../oci/descriptor.ts";
 export interface ImageLayerSource {
   /** The image that wanted the layer first. */
   readonly reference: string;
-  /** Its table and what is beside it; null for an eager layer. */
+  /** Its table and what is beside it (of a Nydus image: its manifest); null for an eager layer. */
   readonly table: Descriptor | null;
   readonly extras: readonly Descriptor[];
   /** Why the layer is not lazy, for the status. */
   readonly reason: string | null;
   /** Position of the layer in that image, lowest 0. */
   readonly position: number;
+  /** Rows that list others (substitutes.ts): which, lowest first. */
+  readonly layers: readonly number[];
+  /** Of an alternative: the rows of the layers whose place it takes. */
+  readonly covers: readonly number[];
+  /** Of an alternative: the digest of the index that names it, or null. */
+  readonly index: string | null;
 }
 
-export function packSource(source: ImageLayerSource): LayerSource {
-  return { ...source };
+const NOTHING = {
+  table: null,
+  extras: [],
+  reason: null,
+  position: 0,
+  layers: [],
+  covers: [],
+  index: null,
+} satisfies Omit<ImageLayerSource, "reference">;
+
+export function packSource(source: Pick<ImageLayerSource, "reference"> & Partial<ImageLayerSource>): LayerSource {
+  return { ...NOTHING, ...source };
 }
 
 /** Throws HS_MALFORMED when the row was not written by us. */
 export function unpackSource(source: LayerSource): ImageLayerSource {
-  const { reference, table, extras, reason, position } = source;
+  const { reference, table, extras, reason, position, index } = source;
   if (typeof reference !== "string")
     throw new HeadstartError("HS_MALFORMED", { what: "layer row: its source has no reference" });
   return {
@@ -31,7 +47,14 @@ export function unpackSource(source: LayerSource): ImageLayerSource {
     extras: Array.isArray(extras) ? extras.map((extra) => readDescriptor(extra, "layer row: extra")) : [],
     reason: typeof reason === "string" ? reason : null,
     position: typeof position === "number" ? position : 0,
+    layers: ids(source.layers),
+    covers: ids(source.covers),
+    index: typeof index === "string" ? index : null,
   };
+}
+
+function ids(value: unknown): number[] {
+  return Array.isArray(value) ? value.filter((id): id is number => Number.isSafeInteger(id)) : [];
 }
 
 /** How much of the first bytes of a blob the access probe asks for: enough to be a range, too little to cost anything. */

@@ -92,6 +92,19 @@ export class ContainerdClient implements Disposable {
     }
   }
 
+  /** Every image of a namespace with what it stands for. */
+  async images(options: CallOptions): Promise<{ readonly name: string; readonly target: Descriptor }[]> {
+    const { images } = await this.#images.list({ filters: [] }, callOptions(options));
+    return images.map(({ name, target }) => ({
+      name,
+      target: {
+        mediaType: target?.mediaType ?? "",
+        digest: parseDigest(target?.digest, `image ${name}`),
+        size: Number(target?.size ?? 0),
+      },
+    }));
+  }
+
   /** E.g. "1.6.20~ds1", "v2.1.9". */
   async version(signal?: AbortSignal): Promise<string> {
     return (await this.#version.version({}, signal === undefined ? {} : { signal })).version;

@@ -15,6 +15,9 @@ const IMAGE_LAYERS = `${PREFIX}cri.image-layers`;
 const DIFF_ID = `${PREFIX}diff-id`;
 const PARENT_CHAIN_ID = `${PREFIX}parent-chain-id`;
 
+/** Annotations of layers that are no tar for an unpacker: containerd passes them on (specs/nydus.md 1.1). */
+const NOT_TO_BE_UNPACKED = [`${PREFIX}nydus-blob`, `${PREFIX}nydus-bootstrap`];
+
 /** References are at most 255 + 1 + 255 + 1 + 128 + 1 + 135 characters (distribution-spec, image names). */
 const REFERENCE_CHARACTERS_MAX = 1024;
 
@@ -110,6 +113,11 @@ function chainContradiction(context: PrepareContext, target: Digest): string | n
   const chain = parentChain === "" ? [diffID] : [parentChain as Digest, diffID];
   const fits = context.parent !== "" && parentChain === "" ? true : chainIDs(chain).at(-1) === target;
   return fits ? null : `labels ${DIFF_ID} and ${PARENT_CHAIN_ID} do not make ${REF_LABEL}`;
+}
+
+/** True for a layer whose unpacked form would be wrong or impossible: part of a Nydus image. */
+export function isNeverUnpacked(labels: Labels): boolean {
+  return NOT_TO_BE_UNPACKED.some((name) => label(labels, name) === "true");
 }
 
 function label(labels: Labels, key: string): string | undefined {

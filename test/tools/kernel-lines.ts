@@ -1,7 +1,9 @@
 /** A mounted directory as tree lines: what the kernel says, in the form of the expected trees (test/golden/fixture/tree). */
 
 import { createHash } from "node:crypto";
+import { once } from "node:events";
 import { constants, lstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { Worker } from "node:worker_threads";
 import { isHeadstartError } from "../../src/base/errors.ts";
 import { bytesToText, type TreeLine, type TreeLineType } from "../../src/erofs/tree-lines.ts";
 import { getXattr, listXattrs } from "../../src/linux/xattr.ts";
@@ -64,6 +66,13 @@ export function kernelLines(root: string, unpackedNs: bigint): TreeLine[] {
             }),
       };
     });
+}
+
+/** The same in a thread: for trees whose reads wait for something in this process. */
+export async function kernelLinesApart(root: string, unpackedNs: bigint): Promise<TreeLine[]> {
+  const worker = new Worker(new URL("./kernel-lines.worker.ts", import.meta.url), { workerData: { root, unpackedNs } });
+  const [lines] = (await once(worker, "message")) as [TreeLine[]];
+  return lines;
 }
 
 /** A file capability of no bytes is listed but cannot be read (EINVAL). */

@@ -1,0 +1,63 @@
+/**
+ * A Nydus image as it is mounted: bootstrap layer fetched and verified, chunk arrays of all blobs, and every blob that holds data asked for once, so that what is missing is known
+ * before containerd is told that the image is here (specs/nydus.md N26, N29).
+ */
+
+import { digestHex } from "../base/digest.ts";
+import { describeError, HeadstartError } from "../base/errors.ts";
+import { Limit } from "../base/limit.ts";
+import type { MergedImage } from "../formats/format.ts";
+import { blobDescriptors } from "../formats/nydus/manifest.ts";
+import { mergedNydus } from "../formats/nydus/merged.ts";
+import { openChunkInfo } from "../formats/nydus/open.ts";
+import type { Descriptor } from "../oci/descriptor.ts";
+import type { LoadedImage } from "../oci/manifest.ts";
+import type { ImageReader } from "../oci/store.ts";
+import { openNydusImage } from "./look-nydus.ts";
+import { PROBE_BYTES } from "./source.ts";
+
+/** `format` of rows whose layer file is a whole Nydus image. */
+export const NYDUS = "nydus";
+
+/** Requests at once. */
+const PARALLEL = 8;
+
+/**
+ * Throws HS_NYDUS_INVALID and others for what is not sound, HS_BLOB_NOT_FOUND and HS_SIZE_MISMATCH for a blob that is not there as the bootstrap says, HS_REGISTRY_*. `reader` may have the
+ * manifest at hand; blobs are the registry's.
+ */
+export async function openNydus(
+  reader: ImageReader,
+  loaded: LoadedImage,
+  signal?: AbortSignal | undefined,
+): Promise<MergedImage> {
+  const parts = await openNydusImage(reader, loaded, signal);
+  const limit = new Limit(PARALLEL);
+  const stored = parts.bootstrap.blobs.map((blob) => ({ blob, ...blobDescriptors(blob, parts.storedSize) }));
+  const infos = await Promise.all(
+    stored.map(({ blob, data, meta }) =>
+      limit.run(async () => {
+        await checkThere(reader, data, blob.isRef);
+        const beside = parts.blobMeta.get(digestHex(meta.digest));
+        return await openChunkInfo(blob, beside, (start, end) =>
+          reader.openBlob(meta).readRange(start, end, { signal }),
+        );
+      }),
+    ),
+  );
+  const sizes = stored.map(({ data }) => data.size);
+  return mergedNydus(parts.bootstrap, infos, sizes, parts.what);
+
+  async function checkThere(from: ImageReader, blob: Descriptor, isRef: boolean): Promise<void> {
+    try {
+      await from.openBlob(blob).readRange(0, Math.min(PROBE_BYTES, blob.size), { signal });
+    } catch (cause) {
+      signal?.throwIfAborted();
+      const kind = isRef ? "original layer" : "blob";
+      throw new HeadstartError("HS_NYDUS_UNUSABLE", {
+        what: `${parts.what}: ${kind} ${blob.digest} cannot be read as ${blob.size} bytes: ${describeError(cause)}`,
+        cause,
+      });
+    }
+  }
+}
