@@ -78,7 +78,12 @@ export async function chooseImages(
   return { root, index, images };
 }
 
-function noImage(reader: ImageReader, wanted: readonly Platform[], offered: readonly Platform[]): HeadstartError {
+/** HS_PLATFORM, with the platforms that there are. */
+export function noImage(
+  reader: ImageReader,
+  wanted: readonly Platform[],
+  offered: readonly Platform[],
+): HeadstartError {
   const names = (platforms: readonly Platform[]) => platforms.map(formatPlatform).join(", ");
   return new HeadstartError("HS_PLATFORM", {
     what: `${reader.what}: no image for ${names(wanted) || "any platform"}; there are: ${names(offered) || "none"}`,

@@ -6,7 +6,7 @@ import { Limit } from "../base/limit.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { parseIndex, parseManifest } from "../oci/manifest.ts";
 import { isIndexType, isManifestType } from "../oci/media-types.ts";
-import type { ImageReader, ImageWriter } from "../oci/store.ts";
+import type { ImageReader, ImageWriter, StoredBlob } from "../oci/store.ts";
 import type { OnProgress } from "./progress.ts";
 
 /** As SOCI's default for uploads. */
@@ -52,6 +52,14 @@ export class Copier {
   /** Bytes that were made here. */
   async bytes(descriptor: Descriptor, bytes: Uint8Array): Promise<void> {
     await this.blob(descriptor, () => this.destination.pushBlob(descriptor, bytes, { signal: this.signal }));
+  }
+
+  /** A blob that is made on the way. As many of them at once as blobs. */
+  async stream(chunks: AsyncIterable<Uint8Array>, mediaType: string): Promise<StoredBlob> {
+    const { signal } = this;
+    const stored = await this.#limit.run(() => this.destination.pushStream(chunks, { signal }), { signal });
+    this.pushed({ ...stored, mediaType });
+    return stored;
   }
 
   async manifest(bytes: Uint8Array, mediaType: string, tag?: string): Promise<Descriptor> {

@@ -8,7 +8,7 @@
  * time, no host and no reference is written: the same source gives the same bytes.
  */
 
-import { type DiffID, type Digest, isDigest } from "../base/digest.ts";
+import { type Digest, isDigest } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { VERSION } from "../base/version.ts";
 import { NYDUS_ANNOTATIONS, NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts";
@@ -134,17 +134,19 @@ export function sourceLayerOf(blob: Descriptor): SourceLayer | null {
   return { descriptor: { mediaType, digest, size }, diffID };
 }
 
-/** A Nydus image's configuration with the diffIDs of plain layers, and without the history of the conversion. */
+/** A Nydus image's configuration with the diffIDs of plain layers, and without the history of the conversion. `merged`: one layer holds what all of them did. */
 export function ociConfig(
   nydus: ImageConfig,
-  diffIDs: readonly DiffID[] | readonly Digest[],
-  what: string,
+  diffIDs: readonly Digest[],
+  options: { readonly what: string; readonly merged: boolean },
 ): Uint8Array {
-  const before = history(nydus.document, what).filter((entry) => {
-    const { comment } = asObject(entry, `${what}.history`);
-    return comment !== BOOTSTRAP_COMMENT && comment !== EMPTY_COMMENT;
-  });
-  return replaceRootfs(nydus.document, diffIDs, before);
+  const before = history(nydus.document, options.what)
+    .map((entry) => asObject(entry, `${options.what}.history`))
+    .filter(({ comment }) => comment !== BOOTSTRAP_COMMENT && comment !== EMPTY_COMMENT);
+  if (!options.merged) return replaceRootfs(nydus.document, diffIDs, before);
+  // as many entries that are not empty as there are layers
+  const empty = before.map((entry) => ({ ...entry, empty_layer: true }));
+  return replaceRootfs(nydus.document, diffIDs, [...empty, { created_by: BUILDER, comment: "Merged Nydus Layers" }]);
 }
 
 /** The annotations of a manifest that were there before it became a Nydus image. */
@@ -161,11 +163,7 @@ function history(document: JsonObject, what: string): readonly unknown[] {
 }
 
 /** Other fields keep their places; a history that is empty and was not there stays out. */
-function replaceRootfs(
-  document: JsonObject,
-  diffIDs: readonly (Digest | DiffID)[],
-  entries: readonly unknown[],
-): Uint8Array {
+function replaceRootfs(document: JsonObject, diffIDs: readonly Digest[], entries: readonly unknown[]): Uint8Array {
   const rootfs = field(document, "rootfs");
   const changed: JsonObject = {
     ...document,

@@ -12,7 +12,7 @@ import { textToBytes } from "../erofs/tree-lines.ts";
 import type { LayerRole } from "../formats/format.ts";
 import { isNydusManifest } from "../formats/nydus/manifest.ts";
 import { readLayerTree } from "../formats/tar/read-layer.ts";
-import { loadImage } from "../oci/manifest.ts";
+import { type LoadedImage, loadImage } from "../oci/manifest.ts";
 import type { Platform } from "../oci/platform.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { chooseIndex } from "./choose.ts";
@@ -54,7 +54,15 @@ const PARALLEL = 3;
 
 /** Throws HS_LAYER_REFUSED where containerd refuses a layer, HS_PLATFORM, HS_REGISTRY_* and the like. */
 export async function lookInto(reader: ImageReader, options: LookOptions = {}): Promise<LookedImage> {
-  const loaded = await loadImage(reader, options.platform, options.signal);
+  return await lookIntoImage(reader, await loadImage(reader, options.platform, options.signal), options);
+}
+
+/** The same for an image that was chosen already. */
+export async function lookIntoImage(
+  reader: ImageReader,
+  loaded: LoadedImage,
+  options: LookOptions = {},
+): Promise<LookedImage> {
   if (isNydusManifest(loaded.manifest)) return await lookIntoNydus(reader, loaded, options);
   const image = await openImage(reader, loaded.manifestDescriptor, options.signal);
   // looking decides nothing: an index that somebody attached is good enough, and every unit is verified against it

@@ -1,0 +1,175 @@
+/**
+ * Whether a Nydus image is sound, by the rules of `nydusify check` (specs/nydus.md 1.1) and stricter: manifest, configuration, bootstrap, every chunk that a file uses, and the tree against the
+ * OCI image that it was made of. What a rule says no to is a finding, and the next rule is looked at; that something cannot be reached is an error.
+ */
+
+import { isDeepStrictEqual } from "node:util";
+import { HeadstartError, isHeadstartError } from "../base/errors.ts";
+import { compareTreeLines, type TreeDifference, type TreeLine, treeLines } from "../erofs/tree-lines.ts";
+import type { NydusBootstrap } from "../formats/nydus/bootstrap.ts";
+import { checkBlobsBound, isNydusManifest, readNydusManifest } from "../formats/nydus/manifest.ts";
+import { NYDUS_ANNOTATIONS, NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts";
+import { annotation } from "../oci/descriptor.ts";
+import { field } from "../oci/json.ts";
+import type { LoadedImage, Manifest } from "../oci/manifest.ts";
+import { MEDIA_TYPES } from "../oci/media-types.ts";
+import type { ImageReader } from "../oci/store.ts";
+import { lookIntoImage } from "./look.ts";
+import { type NydusParts, openNydusContent, openNydusImage } from "./look-nydus.ts";
+
+export type NydusRule = "manifest" | "config" | "bootstrap" | "data" | "tree";
+
+export interface NydusFinding {
+  readonly rule: NydusRule;
+  /** Of the catalogue, where reading failed. */
+  readonly code: string | null;
+  readonly message: string;
+}
+
+export interface NydusCheck {
+  readonly findings: readonly NydusFinding[];
+  /** What could be looked at; a rule is left out when one before it failed so that there is nothing to look at. */
+  readonly checked: readonly NydusRule[];
+  readonly entries: number;
+  /** Of all files together, each verified by its chunks' digests. */
+  readonly bytes: number;
+}
+
+export interface NydusCheckOptions {
+  /** The OCI image whose tree and configuration must be the same. */
+  readonly against?: { readonly reader: ImageReader; readonly image: LoadedImage } | undefined;
+  /** Differences of the trees that are told. */
+  readonly limit?: number;
+  readonly signal?: AbortSignal | undefined;
+  readonly onRule?: (rule: NydusRule) => void;
+}
+
+const DIFFERENCES_MAX = 100;
+
+/** Throws HS_REGISTRY_* and what an image to compare with throws. */
+export async function checkNydus(
+  reader: ImageReader,
+  image: LoadedImage,
+  options: NydusCheckOptions = {},
+): Promise<NydusCheck> {
+  const { against, signal } = options;
+  const findings: NydusFinding[] = [];
+  const checked: NydusRule[] = [];
+  const attempt = async <T>(rule: NydusRule, work: () => Promise<T> | T): Promise<T | null> => {
+    options.onRule?.(rule);
+    checked.push(rule);
+    try {
+      return await work();
+    } catch (error) {
+      if (!isHeadstartError(error) || !isAnswer(error)) throw error;
+      findings.push({ rule, code: error.code, message: error.message });
+      return null;
+    }
+  };
+  const say = (rule: NydusRule) => (message: string) => findings.push({ rule, code: null, message });
+  checkManifest(image.manifest, say("manifest"));
+  await attempt("manifest", () => readNydusManifest(image.manifest, `manifest ${image.manifestDescriptor.digest}`));
+  if (against !== undefined) {
+    await attempt("config", () => checkConfig(image, against.image, say("config")));
+  }
+  const parts = await attempt("bootstrap", async () => {
+    const opened = await openNydusImage(reader, image, signal);
+    checkBlobsBound(readNydusManifest(image.manifest, opened.what), opened.bootstrap, opened.what);
+    return opened;
+  });
+  if (parts === null) return { findings, checked, entries: 0, bytes: 0 };
+  const { bootstrap } = parts;
+  const hashes = await attempt("data", () => hashAll(parts, signal));
+  if (against !== undefined && hashes !== null) {
+    await attempt("tree", async () => {
+      const ours = await linesOf(bootstrap, hashes);
+      const theirs = await plainLines(against.reader, against.image, signal);
+      const differences = compareTreeLines(theirs, ours).toSorted(byPath);
+      for (const difference of differences.slice(0, options.limit ?? DIFFERENCES_MAX))
+        say("tree")(describeDifference(difference));
+    });
+  }
+  const bytes = bootstrap.tree.size.reduce((sum, size, inode) => (hashes?.has(inode) ? sum + size : sum), 0);
+  return { findings, checked, entries: bootstrap.tree.childInode.length + 1, bytes };
+}
+
+/** A thing of the image that is wrong or not there, not a thing of the way to it. */
+function isAnswer({ code, kind }: HeadstartError): boolean {
+  return code === "HS_BLOB_NOT_FOUND" || kind === "corrupt" || kind === "unsupported" || kind === "invalid";
+}
+
+function checkManifest(manifest: Manifest, say: (message: string) => void): void {
+  const last = manifest.layers.at(-1);
+  if (
+    last !== undefined &&
+    last.mediaType !== MEDIA_TYPES.ociLayerGzip &&
+    last.mediaType !== MEDIA_TYPES.dockerLayerGzip
+  )
+    say(`the bootstrap layer ${last.digest} is ${last.mediaType}: a tar.gz is wanted`);
+  for (const layer of manifest.layers.slice(0, -1)) {
+    if (layer.mediaType !== NYDUS_MEDIA_TYPES.blob) say(`layer ${layer.digest} is ${layer.mediaType}`);
+    else if (annotation(layer, NYDUS_ANNOTATIONS.blob) !== "true")
+      say(`layer ${layer.digest} has no annotation ${NYDUS_ANNOTATIONS.blob}`);
+  }
+}
+
+function checkConfig(image: LoadedImage, source: LoadedImage, say: (message: string) => void): void {
+  const [ours, theirs] = [image, source].map(({ config }) => field(config.document, "config") ?? {});
+  if (!isDeepStrictEqual(ours, theirs))
+    say(`its "config" is not that of the OCI image: ${JSON.stringify(ours)}, there ${JSON.stringify(theirs)}`);
+}
+
+/** Every chunk of every file, fetched and verified. */
+async function hashAll(parts: NydusParts, signal: AbortSignal | undefined): Promise<Map<number, string>> {
+  const content = await openNydusContent(parts, new Set(parts.bootstrap.blobs.keys()), signal);
+  return await content.hashAll(signal);
+}
+
+async function linesOf({ tree }: NydusBootstrap, hashes: ReadonlyMap<number, string>): Promise<TreeLine[]> {
+  const lines: TreeLine[] = [];
+  for await (const line of treeLines(tree, { sha256: (inode) => hashes.get(inode)! })) lines.push(comparable(line));
+  return lines;
+}
+
+async function plainLines(
+  reader: ImageReader,
+  image: LoadedImage,
+  signal: AbortSignal | undefined,
+): Promise<TreeLine[]> {
+  if (isNydusManifest(image.manifest))
+    throw new HeadstartError("HS_USAGE", {
+      what: `${reader.what}: a Nydus image; an OCI image to compare with is wanted`,
+    });
+  const looked = await lookIntoImage(reader, image, { hashContents: true, signal });
+  const { tree, layer, inode: own } = looked.merged;
+  const sha256 = (inode: number) => looked.layers[layer[inode]!]!.contentSha256!(own[inode]!);
+  const lines: TreeLine[] = [];
+  for await (const line of treeLines(tree, { sha256 })) lines.push(comparable(line));
+  return lines;
+}
+
+/**
+ * What `nydusify check` compares: not times and link counts, which the peer's builder does not keep, nor trusted.* xattrs, which no unpack keeps. The root's own attributes are no layer's.
+ */
+function comparable(line: TreeLine): TreeLine {
+  const { nlink: _nlink, linked_with: _linked, xattrs, ...rest } = line;
+  const kept = Object.entries(xattrs ?? {}).filter(([name]) => !name.startsWith("trusted."));
+  const isRoot = line.path === "/";
+  return {
+    ...rest,
+    mtime_ns: null,
+    ...(isRoot && { mode: "0755", uid: 0, gid: 0 }),
+    ...(kept.length > 0 && { xattrs: Object.fromEntries(kept) }),
+  };
+}
+
+function byPath(a: TreeDifference, b: TreeDifference): number {
+  return a.path < b.path ? -1 : a.path > b.path ? 1 : 0;
+}
+
+function describeDifference({ path, key, expected, got }: TreeDifference): string {
+  if (key === "missing") return `${path} is missing`;
+  if (key === "extra") return `${path} is not in the OCI image`;
+  const show = (value: unknown) => (typeof value === "string" ? value : (JSON.stringify(value) ?? "none"));
+  return `${path}: ${key} is ${show(got)}, in the OCI image ${show(expected)}`;
+}
