@@ -51,9 +51,11 @@ pull's \`readyMs\` over the lazy one's.
 {"equal": false, "entries": 12034, "bytes": 336102912, "differences": [{"path": "/etc/motd", "what": "mode", "left": "0644", "right": "0600"}]}
 \`\`\``,
   "volume build":
-    "One object for each volume: `output`, with `--dry-run` also `dryRun` and `sizes`, and the volume manifest: `{schema, target, platform, snapshotter, images: [{refs, digest, mediaType, manifest, config, pinned, layers}], options, tool}`.",
+    "One object for each volume: `output`, with `--dry-run` also `dryRun` and `sizes`, else `previous` (null, or `{kept, moved | reason}`), and the volume manifest: `{schema, target, platform, snapshotter, images: [{refs, digest, mediaType, manifest, config, pinned, layers}], snapshotSequence, options, tool}`, of a disk also `{plan, size, diskGuid, fs, regions, hot, blocks: {size, count, linear}}`.",
   "volume inspect":
     "One object `{kind, schemaVersion, namespaces: [{name, images, blobs, snapshots}], overlayfs: [{id, name, kind, parent, inodes, size}]}`.",
+  "volume verify":
+    "One object `{ok, kind, provenance, checked: {images, names, blobs, snapshots, provenSnapshots, files, bytes, blocks}, unproven: [{what, why, count}], differenceCount, differences: [{place, rule, message}]}`: at most 20 differences, all of them in `differenceCount`.",
   status: "One object `{images, layers, mounts}`: the [status API](operations.md#status) of the daemon.",
 };
 

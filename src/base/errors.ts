@@ -31,7 +31,7 @@ export const ERRORS = {
   HS_CANCELED: { kind: "canceled", hint: "the caller gave up or the deadline passed; try again" },
   HS_USAGE: { kind: "invalid", hint: "see --help" },
   HS_CONFIG: { kind: "invalid", hint: "mend the configuration file, or run `headstart daemon --print-config`" },
-  HS_DISK_FULL: { kind: "exhausted", hint: "free space on the file system of --root, then try again" },
+  HS_DISK_FULL: { kind: "exhausted", hint: "free space on the file system of --root or --output, then try again" },
   HS_INTERNAL: { kind: "internal", hint: "this is a fault of headstart: please report it with the log around it" },
   // linux
   HS_SYSCALL: { kind: "internal", hint: "the kernel refused a call; see the errno and `dmesg`" },
@@ -167,6 +167,14 @@ export const ERRORS = {
   HS_EXT4_FULL: { kind: "exhausted", hint: "choose a larger --size, or --size auto" },
   HS_EXT4_INVALID: { kind: "corrupt", hint: "the file system is damaged; build the volume again" },
   HS_GPT_INVALID: { kind: "corrupt", hint: "the partition table is damaged; build the volume again" },
+  HS_KUBECONFIG: {
+    kind: "invalid",
+    hint: "check --kubeconfig, --context and KUBECONFIG: `kubectl get pods --all-namespaces` must work with them",
+  },
+  HS_CLUSTER: {
+    kind: "unavailable",
+    hint: "`kubectl get pods --all-namespaces` must work from here; or name the images with --include",
+  },
   // volume: AWS
   HS_AWS_CREDENTIALS: {
     kind: "denied",

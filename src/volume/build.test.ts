@@ -56,17 +56,13 @@ async function build(sources: readonly string[], settings: Settings = {}) {
       open: {},
     })),
     platform: { os: "linux", architecture: settings.architecture ?? "amd64" },
+    layout: "containerd",
     pinned: true,
     blobs: settings.blobs ?? true,
     signal,
   });
-  const { predicate } = await buildVolume(opened, {
-    output,
-    layout: "containerd",
-    signal,
-    onProgress: settings.onProgress,
-  });
-  return { output, images: predicate.headstart_volume.images };
+  const { record } = await buildVolume(opened, { output, signal, onProgress: settings.onProgress });
+  return { output, images: record.predicate.headstart_volume.images };
 }
 
 const fixture = (name: string) => `oci:${FIXTURE}/oci:${name}`;

@@ -22,6 +22,7 @@ async function goldenPlan() {
   return openPlan({
     sources: [{ source: parseSource(`oci:${join(GOLDEN, "oci-layout")}`), names: [], open: {} }],
     platform: { os: "linux", architecture: "amd64" },
+    layout: "containerd",
     pinned: true,
     blobs: true,
     signal: new AbortController().signal,

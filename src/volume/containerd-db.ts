@@ -67,7 +67,7 @@ export function metaDatabase(plan: VolumePlan): Bucket {
     ],
     ["images", bucket(imageRecords(plan, stamps))],
     ["leases", EMPTY],
-    ["snapshots", bucket([[plan.snapshotter, bucket(snapshots, plan.snapshots.length)]])],
+    ["snapshots", bucket([[plan.snapshotter, bucket(snapshots, plan.sequence)]])],
   ]);
   return bucket([
     [
@@ -140,7 +140,7 @@ export function snapshotDatabase(plan: VolumePlan, usage: ReadonlyMap<ChainID, S
       "v1",
       bucket([
         parents.length === 0 ? null : ["parents", bucket(parents)],
-        ["snapshots", bucket(snapshots, plan.snapshots.length)],
+        ["snapshots", bucket(snapshots, plan.sequence)],
       ]),
     ],
   ]);

@@ -2,7 +2,7 @@
  * What a volume will hold, as plain data: images and their names, distinct blobs with containerd's labels, distinct snapshots with their numbers. Pure: the
  * same images give the same plan, in whatever order they are named (specs/warm-volume.md 5.3, 8.3).
  *
- * Snapshots are numbered 1, 2, 3 … by depth, then by chainID, so that a parent always has a lower number than its children.
+ * Snapshots are numbered 1, 2, 3 … by depth, then by chainID; one that an earlier volume had keeps its number (former.ts).
  */
 
 import { type ChainID, chainIDs, type DiffID, type Digest } from "../base/digest.ts";
@@ -39,6 +39,17 @@ export interface PlanOptions {
   readonly blobs: boolean;
   /** Seconds since 1970 for all records; default: the newest image's creation. */
   readonly time?: number | undefined;
+  /** Gives each snapshot its number; parents come first. Default: 1, 2, 3 … */
+  readonly numbering?: ((snapshots: readonly NumberedLayer[]) => Numbering) | undefined;
+}
+
+export type NumberedLayer = Pick<PlanSnapshot, "chainID" | "diffID" | "role">;
+
+export interface Numbering {
+  /** One for each, all different, from 1. */
+  readonly ids: readonly number[];
+  /** No lower than any number that was ever given: containerd counts on from here. */
+  readonly sequence: number;
 }
 
 export type BlobKind = "index" | "manifest" | "config" | "layer";
@@ -80,15 +91,17 @@ export interface VolumePlan {
   readonly images: readonly PlanImage[];
   /** By digest. */
   readonly blobs: readonly PlanBlob[];
-  /** By id. */
+  /** By depth, then by chainID: parents first. */
   readonly snapshots: readonly PlanSnapshot[];
+  /** The highest snapshot number that was ever given. */
+  readonly sequence: number;
 }
 
 /** Throws HS_USAGE when one name is given to two images, HS_MANIFEST when two of them contradict each other. */
 export function makePlan(resolved: readonly ResolvedImage[], options: PlanOptions): VolumePlan {
   if (resolved.length === 0) throw new HeadstartError("HS_USAGE", { what: "a volume of no images" });
   const images = mergeImages(resolved);
-  const snapshots = planSnapshots(images);
+  const { snapshots, sequence } = planSnapshots(images, options.numbering ?? countFromOne);
   return {
     platform: options.platform,
     snapshotter: options.snapshotter,
@@ -98,7 +111,12 @@ export function makePlan(resolved: readonly ResolvedImage[], options: PlanOption
     images,
     blobs: planBlobs(images, options),
     snapshots,
+    sequence,
   };
+}
+
+function countFromOne(snapshots: readonly NumberedLayer[]): Numbering {
+  return { ids: snapshots.map((_, index) => index + 1), sequence: snapshots.length };
 }
 
 /** Sums that `--dry-run` and the manifest show. */
@@ -140,7 +158,10 @@ function mergeImages(resolved: readonly ResolvedImage[]): PlanImage[] {
     .sort((a, b) => compare(a.names[0] ?? a.target.digest, b.names[0] ?? b.target.digest));
 }
 
-function planSnapshots(images: readonly PlanImage[]): PlanSnapshot[] {
+function planSnapshots(
+  images: readonly PlanImage[],
+  numbering: (snapshots: readonly NumberedLayer[]) => Numbering,
+): { snapshots: PlanSnapshot[]; sequence: number } {
   const found = new Map<ChainID, Omit<PlanSnapshot, "id"> & { readonly depth: number }>();
   for (const image of images) {
     for (const [depth, { descriptor, diffID }] of image.layers.entries()) {
@@ -152,9 +173,10 @@ function planSnapshots(images: readonly PlanImage[]): PlanSnapshot[] {
       found.set(chainID, { chainID, parent, layer: descriptor, diffID, role: depth === 0 ? "lowest" : "upper", depth });
     }
   }
-  return [...found.values()]
-    .sort((a, b) => a.depth - b.depth || compare(a.chainID, b.chainID))
-    .map(({ depth: _depth, ...snapshot }, index) => ({ id: index + 1, ...snapshot }));
+  const sorted = [...found.values()].sort((a, b) => a.depth - b.depth || compare(a.chainID, b.chainID));
+  const { ids, sequence } = numbering(sorted);
+  const snapshots = sorted.map(({ depth: _depth, ...snapshot }, index) => ({ id: ids[index]!, ...snapshot }));
+  return { snapshots, sequence };
 }
 
 class BlobRecord {

@@ -1,7 +1,8 @@
-/** Entry of a thread that stages and places layers (workers.ts), one job after the other. */
+/** Entry of a thread that stages, places and writes layers (workers.ts), one job after the other. */
 
 import { parentPort } from "node:worker_threads";
 import { workerAnswer } from "../base/worker-pool.ts";
+import { fillImage, hashBlocks } from "./fill.ts";
 import { placeLayer } from "./place.ts";
 import { stageLayer } from "./stage.ts";
 import type { VolumeJob, VolumeResults } from "./workers.ts";
@@ -19,6 +20,11 @@ function run(job: VolumeJob): VolumeResults[VolumeJob["t"]] {
     case "place":
       placeLayer(job.request);
       return null;
+    case "fill":
+      fillImage(job.request);
+      return null;
+    case "hash":
+      return hashBlocks(job.request);
     default:
       throw job satisfies never;
   }

@@ -3,16 +3,21 @@
 import { availableParallelism } from "node:os";
 import { Limit } from "../base/limit.ts";
 import { WorkerPool } from "../base/worker-pool.ts";
+import type { BlockDigests, FillRequest, HashRequest } from "./fill.ts";
 import type { PlaceRequest } from "./place.ts";
 import type { StagedLayer, StageRequest } from "./stage.ts";
 
 export type VolumeJob =
   | { readonly t: "stage"; readonly request: StageRequest }
-  | { readonly t: "place"; readonly request: PlaceRequest };
+  | { readonly t: "place"; readonly request: PlaceRequest }
+  | { readonly t: "fill"; readonly request: FillRequest }
+  | { readonly t: "hash"; readonly request: HashRequest };
 
 export interface VolumeResults {
   readonly stage: StagedLayer;
   readonly place: null;
+  readonly fill: null;
+  readonly hash: BlockDigests;
 }
 
 /** Each holds one layer's tree while it is built; more would only wait for the disk. */
@@ -23,10 +28,13 @@ const YOUNG_MIB = 8;
 const IDLE_MS = 30_000;
 
 export class VolumeWorkers implements AsyncDisposable {
+  /** Jobs at once. */
+  readonly threads: number;
   readonly #pool: WorkerPool<VolumeJob>;
   readonly #limit: Limit;
 
   constructor(threads: number = Math.min(THREADS_MAX, availableParallelism())) {
+    this.threads = threads;
     this.#limit = new Limit(threads);
     this.#pool = new WorkerPool({
       entry: new URL("./volume.worker.ts", import.meta.url),

@@ -187,7 +187,7 @@ test("what fails leaves nothing, and what exists is not touched", async () => {
   mkdirSync(join(output, ".."), { recursive: true });
   const refused = (args: readonly string[], pattern: RegExp) =>
     assert.rejects(headstart(["volume", "build", ...args]), (error) => pattern.test(String(error)));
-  await refused([`docker://${image}`, "--output", output, "--layout", "bottlerocket"], /not in this version/);
+  await refused([`docker://${image}`, "--output", output, "--layout", "gke"], /not in this version/);
   await refused([`docker://${place.reference("nothing")}`, "--output", output], /HS_/);
   assert.deepEqual(readdirSync(join(output, "..")), []);
   await headstart(["volume", "build", `docker://${image}`, "--output", output]);

@@ -14,12 +14,12 @@ import { setTimes } from "../../linux/times.ts";
 
 export const SNAPSHOTTER = "overlayfs";
 
-const CONTENT = "io.containerd.content.v1.content";
-const METADATA = "io.containerd.metadata.v1.bolt";
-const OVERLAYFS = "io.containerd.snapshotter.v1.overlayfs";
+export const CONTENT = "io.containerd.content.v1.content";
+export const METADATA = "io.containerd.metadata.v1.bolt";
+export const OVERLAYFS = "io.containerd.snapshotter.v1.overlayfs";
 
 /** Paths from the root, with their modes. Parents first. */
-const DIRECTORIES: readonly (readonly [path: string, mode: number])[] = [
+export const CONTAINERD_DIRECTORIES: readonly (readonly [path: string, mode: number])[] = [
   ["", 0o700],
   [CONTENT, 0o755],
   [`${CONTENT}/blobs`, 0o755],
@@ -42,7 +42,7 @@ export const ContainerdPaths = {
 
 /** Makes what every root has. `root` itself must be there. */
 export function makeSkeleton(root: string, algorithms: ReadonlySet<string>): void {
-  for (const [path, mode] of DIRECTORIES) makeDirectory(join(root, path), mode, path !== "");
+  for (const [path, mode] of CONTAINERD_DIRECTORIES) makeDirectory(join(root, path), mode, path !== "");
   for (const algorithm of algorithms) {
     if (algorithm !== "sha256") makeDirectory(join(root, CONTENT, "blobs", algorithm), 0o755);
   }
@@ -79,7 +79,7 @@ export function setStoreTimes(root: string, seconds: number): void {
   set(ContainerdPaths.metaDatabase);
   set(ContainerdPaths.snapshotDatabase);
   for (const algorithm of algorithms) set(`${content}/${algorithm}`);
-  for (const [path] of DIRECTORIES.toReversed()) set(path);
+  for (const [path] of CONTAINERD_DIRECTORIES.toReversed()) set(path);
 }
 
 /** Exactly this mode, whatever the umask. */
