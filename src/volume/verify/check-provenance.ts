@@ -1,0 +1,217 @@
+/**
+ * A volume against what its build said of it (PATH.json): the images and layers that it names, the files and blocks whose digests it gives, and whether everything on the
+ * volume is among the inputs.
+ */
+
+import { createHash } from "node:crypto";
+import { basename } from "node:path";
+import { setImmediate } from "node:timers/promises";
+import type { ChainID, Digest } from "../../base/digest.ts";
+import { readFully } from "../../base/files.ts";
+import { formatPlatform, normalizePlatform } from "../../oci/platform.ts";
+import type { DescribedImage, VolumeDocument } from "../provenance.ts";
+import type { Findings } from "./findings.ts";
+import type { ImageGraph, StoredImage } from "./graph.ts";
+import type { ImageRecord } from "./meta-db.ts";
+import type { OpenDisk } from "./open-volume.ts";
+import type { BackendRecord } from "./snapshots.ts";
+import { type ContainerdRoot, META_DATABASE } from "./store.ts";
+import { findPath, hashContent, type StoredTree } from "./stored-tree.ts";
+
+const PINNED = "io.cri-containerd.pinned";
+
+/** What the databases and blobs say, as found. */
+export interface FoundContents {
+  readonly records: readonly ImageRecord[];
+  readonly graph: ImageGraph;
+  readonly snapshots: ReadonlyMap<ChainID, BackendRecord>;
+}
+
+export function checkDescribed(document: VolumeDocument, found: FoundContents, findings: Findings): void {
+  const names = new Map<string, Digest>();
+  const configs = new Set<string>();
+  const snapshots = new Set<Digest>();
+  for (const image of document.images) {
+    const place = `image ${image.refs[0] ?? image.digest}`;
+    for (const ref of image.refs) names.set(ref, image.digest);
+    configs.add(image.config);
+    const stored = found.graph.images.get(image.digest)?.find((each) => each.manifest === image.manifest);
+    if (stored === undefined) {
+      findings.add("image", place, `the manifest ${image.manifest} of ${image.digest} is not on the volume`);
+      continue;
+    }
+    checkImage(image, stored, place, document, found, findings);
+    for (const layer of image.layers) snapshots.add(layer.chainID);
+  }
+  for (const record of found.records) {
+    const isKnown = names.get(record.name) === record.target.digest || configs.has(record.name);
+    if (!isKnown) findings.add("image", record.place, "the build gave no image this name");
+    const wanted = document.options.pinned ? "pinned" : undefined;
+    const pinned = record.labels.get(PINNED);
+    if (pinned !== wanted) findings.differs("image", record.place, PINNED, pinned, wanted);
+  }
+  const there = new Set(found.records.map((record) => record.name));
+  for (const name of [...names.keys(), ...configs]) {
+    if (!there.has(name)) findings.add("image", `meta.db/v1/k8s.io/images/${name}`, "missing");
+  }
+  for (const chainID of found.graph.chains.keys()) {
+    if (!snapshots.has(chainID)) findings.add("image", `snapshot ${chainID}`, "the build put no such layer here");
+  }
+}
+
+function checkImage(
+  image: DescribedImage,
+  stored: StoredImage,
+  place: string,
+  document: VolumeDocument,
+  { snapshots }: FoundContents,
+  findings: Findings,
+): void {
+  if (stored.config !== image.config)
+    findings.differs("image", place, "the configuration", stored.config, image.config);
+  const platform = formatPlatform(normalizePlatform(stored.platform));
+  const architecture = (text: string) => text.split("/").slice(0, 2).join("/");
+  if (stored.platform.architecture !== "" && architecture(platform) !== architecture(document.platform)) {
+    findings.differs("image", place, "the platform", platform, document.platform);
+  }
+  if (stored.layers.length !== image.layers.length) {
+    findings.differs("image", place, "the number of layers", stored.layers.length, image.layers.length);
+    return;
+  }
+  for (const [index, layer] of image.layers.entries()) {
+    const own = stored.layers[index]!;
+    const where = `${place}, layer ${index}`;
+    if (own.descriptor.digest !== layer.digest) {
+      findings.differs("image", where, "the digest", own.descriptor.digest, layer.digest);
+    }
+    if (own.chainID !== layer.chainID) findings.differs("image", where, "the chain", own.chainID, layer.chainID);
+    const record = snapshots.get(layer.chainID as ChainID);
+    if (record === undefined) continue;
+    if (record.id !== layer.snapshotId)
+      findings.differs("snapshot", record.place, "the id", record.id, layer.snapshotId);
+    if (record.name !== layer.backendName) {
+      findings.differs("snapshot", record.place, "the name", record.name, layer.backendName);
+    }
+    if (layer.files !== null && record.inodes !== layer.files) {
+      findings.differs("snapshot", `${record.place}/inodes`, "the number of inodes", record.inodes, layer.files);
+    }
+    if (layer.bytes !== null && record.size !== layer.bytes) {
+      findings.differs("snapshot", `${record.place}/size`, "the size", record.size, layer.bytes);
+    }
+  }
+}
+
+/** Everything that came from outside has to be named among the inputs. */
+export function checkMaterials(document: VolumeDocument, blobs: Iterable<Digest>, findings: Findings): void {
+  const { statement, path } = document;
+  if (statement === null) return;
+  for (const digest of blobs) {
+    if (!statement.materials.has(digest))
+      findings.add("provenance", path, `the blob ${digest} is not among the inputs`);
+  }
+  for (const image of document.images) {
+    for (const digest of [image.digest, image.manifest, image.config, ...image.layers.map((layer) => layer.digest)]) {
+      if (!statement.materials.has(digest)) findings.add("provenance", path, `${digest} is not among the inputs`);
+    }
+  }
+}
+
+/** Files of the volume that the statement gives digests of. Subjects are named by their path in containerd's root; the disk by its own name. */
+export async function checkSubjects(
+  document: VolumeDocument,
+  volume: {
+    readonly stored: StoredTree;
+    readonly root: ContainerdRoot;
+    readonly disk: OpenDisk | null;
+    readonly path: string;
+  },
+  findings: Findings,
+): Promise<void> {
+  const { stored, root, disk, path } = volume;
+  const { statement } = document;
+  if (statement === null) return;
+  let databases = 0;
+  for (const { name, digest } of statement.subjects) {
+    const inode = findPath(stored.tree, root.inode, name) ?? findPath(stored.tree, 0, name);
+    const wanted = digest.sha256;
+    if (wanted === undefined) {
+      findings.open("subjects of the provenance", "only sha256 is compared");
+    } else if (inode !== null) {
+      if (name.endsWith(META_DATABASE)) databases++;
+      const got = await hashContent(stored, inode, "sha256");
+      if (got !== wanted) findings.differs("provenance", `/${name}`, "its sha256", got, wanted);
+    } else if (disk === null || name !== basename(path)) {
+      findings.add("provenance", document.path, `its subject ${name} is not on the volume`);
+    } else {
+      const got = await hashDisk(disk);
+      if (got !== wanted) findings.differs("provenance", path, "its sha256", got, wanted);
+    }
+  }
+  if (databases === 0 && disk === null)
+    findings.add("provenance", document.path, "it gives no digest of the databases");
+}
+
+/** Every block of a disk: those that the manifest lists have that digest, the others are zeros. */
+export async function checkBlocks(
+  document: VolumeDocument,
+  disk: OpenDisk,
+  options: { readonly findings: Findings; readonly signal: AbortSignal; readonly onBytes: (count: number) => void },
+): Promise<number> {
+  const { findings, signal, onBytes } = options;
+  const { blocks, size, path } = document;
+  if (size !== null && size !== disk.disk.size) {
+    findings.differs("provenance", disk.path, "the size of the disk", disk.disk.size, size);
+  }
+  if (blocks === null) return 0;
+  if (blocks.size !== BLOCK_BYTES) {
+    findings.differs("provenance", path, "the size of blocks", blocks.size, BLOCK_BYTES);
+    return 0;
+  }
+  const buffer = Buffer.alloc(BLOCK_BYTES);
+  const linear = createHash("sha256");
+  const count = Math.ceil(disk.disk.size / BLOCK_BYTES);
+  for (let index = 0; index < count; index++) {
+    const length = readFully(disk.fd, buffer, index * BLOCK_BYTES);
+    buffer.fill(0, length);
+    const wanted = blocks.sha256.get(index) ?? null;
+    if (wanted === null) {
+      if (!buffer.equals(ZERO_BLOCK)) findings.add("provenance", blockPlace(index), "is not zero");
+    } else {
+      const digest = createHash("sha256").update(buffer).digest();
+      linear.update(digest);
+      if (digest.toString("hex") !== wanted) {
+        findings.differs("provenance", blockPlace(index), "its sha256", digest.toString("hex"), wanted);
+      }
+    }
+    onBytes(BLOCK_BYTES);
+    if (index % 32 === 31) {
+      await setImmediate();
+      signal.throwIfAborted();
+    }
+  }
+  const beyond = [...blocks.sha256.keys()].filter((index) => index >= count);
+  if (beyond.length > 0) findings.add("provenance", path, `${beyond.length} blocks lie beyond the end of the disk`);
+  const sum = linear.digest("base64");
+  if (blocks.linear !== null && blocks.linear !== sum) {
+    findings.differs("provenance", path, "the checksum over all blocks", sum, blocks.linear);
+  }
+  return count;
+}
+
+/** What a snapshot is made of. */
+export const BLOCK_BYTES = 524_288;
+const ZERO_BLOCK = Buffer.alloc(BLOCK_BYTES);
+
+function blockPlace(index: number): string {
+  return `block ${index} (byte ${index * BLOCK_BYTES})`;
+}
+
+async function hashDisk(disk: OpenDisk): Promise<string> {
+  const hash = createHash("sha256");
+  const buffer = Buffer.alloc(BLOCK_BYTES);
+  for (let at = 0; at < disk.disk.size; at += BLOCK_BYTES) {
+    hash.update(buffer.subarray(0, readFully(disk.fd, buffer, at)));
+    if (at % (32 * BLOCK_BYTES) === 0) await setImmediate();
+  }
+  return hash.digest("hex");
+}

@@ -1,0 +1,181 @@
+/** containerd's meta.db as records (specs/warm-volume.md 5.3): its form is checked here, what the records mean in graph.ts and snapshots.ts. */
+
+import type { Digest } from "../../base/digest.ts";
+import { isDigest } from "../../base/digest.ts";
+import type { Bucket } from "../bolt/ondisk.ts";
+import { NAMESPACE } from "../containerd-db.ts";
+import type { Findings } from "./findings.ts";
+import { RecordReader } from "./records.ts";
+
+export interface ImageRecord {
+  readonly name: string;
+  readonly place: string;
+  readonly target: { readonly digest: Digest; readonly mediaType: string; readonly size: number | null };
+  readonly labels: ReadonlyMap<string, string>;
+}
+
+export interface BlobRecord {
+  readonly place: string;
+  readonly size: number | null;
+  readonly labels: ReadonlyMap<string, string>;
+}
+
+export interface SnapshotRecord {
+  readonly place: string;
+  /** In the snapshotter. */
+  readonly name: string;
+  readonly parent: string | null;
+  readonly children: ReadonlySet<string>;
+}
+
+export interface MetaRecords {
+  readonly images: readonly ImageRecord[];
+  readonly blobs: ReadonlyMap<Digest, BlobRecord>;
+  /** Of the one snapshotter, by chainID. */
+  readonly snapshots: ReadonlyMap<string, SnapshotRecord>;
+  readonly sequence: number;
+}
+
+export interface RecordOptions {
+  readonly findings: Findings;
+  readonly snapshotter: string;
+  /** Nanoseconds since 1970 that every record has; null: any. */
+  readonly time: bigint | null;
+  /** True: the volume is as it was built; nothing may be there that a build does not write. */
+  readonly exact: boolean;
+}
+
+const VERSIONS = [3, 4];
+
+export function readMetaRecords(root: Bucket, options: RecordOptions): MetaRecords {
+  const { findings, exact } = options;
+  const top = new RecordReader(root, "meta.db", findings);
+  const v1 = top.bucket("v1");
+  top.finish();
+  const version = v1.varint("version");
+  if (version !== null && !VERSIONS.includes(version)) {
+    findings.differs("database", `${v1.place}/version`, "the schema's version", version, VERSIONS.join(" or "));
+  }
+  const namespace = v1.bucket(NAMESPACE);
+  for (const name of v1.keys) {
+    if (name === NAMESPACE || name === "version" || exact) continue;
+    v1.optionalBucket(name);
+    findings.open(`namespace ${name}`, `kubelet sees ${NAMESPACE} alone`);
+  }
+  v1.finish();
+  const content = namespace.bucket("content");
+  const blobs = readBlobs(content.bucket("blob"), options);
+  mustBeEmpty(content, "ingests", options);
+  content.finish();
+  const images = namespace
+    .bucket("images")
+    .buckets()
+    .map(([name, record]) => readImage(name, record, options));
+  const snapshotters = namespace.bucket("snapshots");
+  const own = snapshotters.bucket(options.snapshotter);
+  const snapshots = readSnapshots(own, options);
+  for (const name of snapshotters.keys) {
+    if (name === options.snapshotter || exact) continue;
+    snapshotters.optionalBucket(name);
+    findings.open(`snapshots of ${name}`, `the volume is for ${options.snapshotter}`);
+  }
+  snapshotters.finish();
+  mustBeEmpty(namespace, "leases", options);
+  if (!exact) {
+    for (const name of ["labels", "containers", "sandboxes"]) {
+      const found = namespace.optionalBucket(name);
+      const count = found === null ? 0 : [...found.keys].length;
+      if (count > 0) findings.open(`meta.db: ${name}`, "it is no part of what a node is given", count);
+    }
+  }
+  namespace.finish();
+  return { images, blobs, snapshots, sequence: own.sequence };
+}
+
+/** Ingests and leases of a volume that nobody uses: there are none. */
+function mustBeEmpty(parent: RecordReader, name: string, { exact, findings }: RecordOptions): void {
+  const found = exact ? parent.bucket(name) : parent.optionalBucket(name);
+  const count = found === null ? 0 : [...found.keys].length;
+  if (found === null || count === 0) return;
+  if (exact) findings.add("database", found.place, `holds ${count} records, should be empty`);
+  else findings.open(`meta.db: ${name}`, "it was left by a containerd", count);
+}
+
+export function stamps(record: RecordReader, { time, findings }: Pick<RecordOptions, "time" | "findings">): void {
+  for (const name of ["createdat", "updatedat"]) {
+    const found = record.time(name);
+    if (time !== null && found !== null && found !== time) {
+      findings.differs("database", `${record.place}/${name}`, "the time in ns", found, time);
+    }
+  }
+}
+
+function readBlobs(bucket: RecordReader, options: RecordOptions): Map<Digest, BlobRecord> {
+  const blobs = new Map<Digest, BlobRecord>();
+  for (const [digest, record] of bucket.buckets()) {
+    if (!isDigest(digest)) {
+      options.findings.add("database", record.place, "its key is no digest");
+      continue;
+    }
+    stamps(record, options);
+    const { place } = record;
+    blobs.set(digest, { place, size: record.varint("size"), labels: record.labels() });
+    record.finish();
+  }
+  bucket.finish();
+  return blobs;
+}
+
+function readImage(name: string, record: RecordReader, options: RecordOptions): ImageRecord {
+  stamps(record, options);
+  const target = record.bucket("target");
+  const found = {
+    digest: target.digest("digest") ?? ("" as Digest),
+    mediaType: target.text("mediatype") ?? "",
+    size: target.varint("size"),
+  };
+  target.finish();
+  // `ctr images import` leaves the descriptor's annotations
+  if (!options.exact) record.optionalBucket("annotations");
+  const labels = record.labels();
+  record.finish();
+  return { name: Buffer.from(name, "latin1").toString(), place: record.place, target: found, labels };
+}
+
+function readSnapshots(bucket: RecordReader, options: RecordOptions): Map<string, SnapshotRecord> {
+  const snapshots = new Map<string, SnapshotRecord>();
+  for (const [chainID, record] of bucket.buckets()) {
+    stamps(record, options);
+    const children = record.optionalBucket("children");
+    for (const child of children?.keys ?? []) {
+      const value = children!.bytes(child);
+      if (value !== null && value.byteLength > 0) children!.wrong(child, "a value where there is none");
+    }
+    const labels = record.labels();
+    checkSnapshotLabels(labels, chainID, record.place, options.findings);
+    snapshots.set(chainID, {
+      place: record.place,
+      name: record.text("name") ?? "",
+      parent: record.optionalText("parent"),
+      children: new Set(children?.keys),
+    });
+    record.finish();
+  }
+  bucket.finish("any");
+  return snapshots;
+}
+
+const SNAPSHOT_REF = "containerd.io/snapshot.ref";
+
+/** containerd 2.x writes the name it asked for, and nothing else. */
+export function checkSnapshotLabels(
+  labels: ReadonlyMap<string, string>,
+  chainID: string,
+  place: string,
+  findings: Findings,
+): void {
+  for (const [name, value] of labels) {
+    if (name === SNAPSHOT_REF && value === chainID) continue;
+    findings.add("database", `${place}/labels`, `${name}=${value} does not belong to this snapshot`);
+  }
+}
