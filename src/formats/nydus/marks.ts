@@ -76,7 +76,7 @@ export function marksOfNames(
             mtimeSeconds: 0,
             mtimeNanoseconds: 0,
           };
-          children.push({ name, inode: null, fields });
+          children.push({ name, inode: child.inode, fields });
         }
       }
     }
@@ -85,11 +85,11 @@ export function marksOfNames(
   });
 }
 
-/** `inode` of the tree that it is copied from; null for one that is new. Names of one inode stay names of one. */
+/** `inode` of the tree that it is made of; null for one that is new. Names of one inode stay names of one. */
 interface Child {
   readonly name: Uint8Array;
   readonly inode: number | null;
-  /** Other fields than those of `inode`. */
+  /** What is made in place of `inode`. */
   readonly fields?: InodeFields;
 }
 
@@ -97,28 +97,33 @@ function rebuild(
   tree: FileTree,
   directoryOf: (inode: number) => { readonly fields: InodeFields; readonly children: readonly Child[] },
 ): { readonly tree: FileTree; readonly inodeOf: Int32Array } {
-  const inodeOf = new Int32Array(tree.inodeCount).fill(-1);
+  const copies = new Int32Array(tree.inodeCount).fill(-1);
+  const replacements = new Map<number, number>();
   const root = directoryOf(0);
   const builder = new FileTreeBuilder(root.fields);
-  inodeOf[0] = 0;
+  copies[0] = 0;
   const stack = [{ number: 0, children: root.children }];
-  for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
-    for (const { name, inode, fields } of top.children) {
-      let number = inode === null ? -1 : inodeOf[inode]!;
-      if (number < 0) {
-        if (inode !== null && tree.type[inode] === FileType.directory) {
-          const directory = directoryOf(inode);
-          number = builder.addInode(directory.fields);
-          stack.push({ number, children: directory.children });
-        } else {
-          number = builder.addInode(fields ?? inodeFieldsOf(tree, inode!));
-        }
-        if (inode !== null) inodeOf[inode] = number;
-      }
-      builder.addName(top.number, name, number);
+  const copy = (inode: number): number => {
+    if (tree.type[inode] !== FileType.directory) return builder.addInode(inodeFieldsOf(tree, inode));
+    const directory = directoryOf(inode);
+    const number = builder.addInode(directory.fields);
+    stack.push({ number, children: directory.children });
+    return number;
+  };
+  const numberOf = ({ inode, fields }: Child): number => {
+    if (fields === undefined) {
+      if (copies[inode!]! < 0) copies[inode!] = copy(inode!);
+      return copies[inode!]!;
     }
+    const known = inode === null ? undefined : replacements.get(inode);
+    const number = known ?? builder.addInode(fields);
+    if (inode !== null) replacements.set(inode, number);
+    return number;
+  };
+  for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
+    for (const child of top.children) builder.addName(top.number, child.name, numberOf(child));
   }
-  return { tree: builder.finish(), inodeOf };
+  return { tree: builder.finish(), inodeOf: copies };
 }
 
 function* childrenOf(tree: FileTree, directory: number): Generator<{ name: Uint8Array; inode: number }> {
