@@ -5,7 +5,7 @@ import { extname } from "node:path";
 import { type Command, Option } from "commander";
 import { HeadstartError } from "../../base/errors.ts";
 import { formatPlatform, hostPlatform, type Platform, parsePlatform } from "../../oci/platform.ts";
-import { parseSource } from "../../oci/reference.ts";
+import { formatSource, parseSource } from "../../oci/reference.ts";
 import {
   type BuildProgress,
   type BuildSource,
@@ -22,11 +22,12 @@ import { readFormer } from "../../volume/former.ts";
 import { readHotList } from "../../volume/hot.ts";
 import { type VolumeManifest, volumeManifest } from "../../volume/manifest.ts";
 import { describePlan, planSizes, type VolumePlan } from "../../volume/plan.ts";
+import { addClusterOptions, type ClusterFlags, imagesOfCluster } from "../cluster.ts";
 import { openProgress } from "../progress.ts";
 import { type AccessOptions, addSourceOptions, openOptions } from "../sources.ts";
 import { formatBytes, formatTable } from "../table.ts";
 
-interface BuildOptions extends AccessOptions {
+interface BuildOptions extends AccessOptions, ClusterFlags {
   readonly output: string;
   readonly layout: string;
   readonly platform?: string;
@@ -73,6 +74,7 @@ export function registerVolumeBuild(volume: Command): void {
     )
     .addOption(new Option("--hot <FILE>", "paths and patterns whose files come first, in this order").helpGroup(DISKS))
     .option("--dry-run", "print what would be made; no layer is fetched");
+  addClusterOptions(command);
   addSourceOptions(command, { platform: false })
     .option("--json", "one object for each volume")
     .addHelpText("after", BUILD_HELP)
@@ -97,6 +99,7 @@ Examples:
   headstart volume build HOST/APP:2 --layout bottlerocket --output new.img --previous data.img
   headstart volume build oci:./layout:v1 --name HOST/APP:1 --output ./containerd
   headstart volume build --include images.txt --output ./containerd --dry-run
+  headstart volume build --from-cluster --layout bottlerocket --output data.img
 `;
 
 function collect(value: string, before: readonly string[] = []): readonly string[] {
@@ -107,7 +110,9 @@ async function build(named: readonly string[], options: BuildOptions): Promise<v
   const layout = parseLayout(options.layout);
   const blobs = parseBlobs(options.blobs);
   const disk = diskSettings(layout, options);
-  const sources = readSources(named, options);
+  const cluster = await imagesOfCluster(options);
+  const more = cluster.map(({ reference }) => reference);
+  const sources = readSources(named, options, more);
   const platforms = options.platform?.split(",").map((text) => parsePlatform(text.trim())) ?? [hostPlatform()];
   const outputs = platforms.map((platform) => ({
     platform,
@@ -244,9 +249,11 @@ function parseBlobs(text: string): boolean {
   throw new HeadstartError("HS_USAGE", { what: `--blobs ${text}: keep or drop` });
 }
 
-/** Throws HS_USAGE, HS_REFERENCE, HS_NOT_FOUND. */
-function readSources(named: readonly string[], options: BuildOptions): BuildSource[] {
+/** `more` without those that are named already. Throws HS_USAGE, HS_REFERENCE, HS_NOT_FOUND. */
+function readSources(named: readonly string[], options: BuildOptions, more: readonly string[]): BuildSource[] {
   const texts = [...named, ...(options.include === undefined ? [] : readList(options.include))];
+  const known = new Set(texts.map((text) => formatSource(parseSource(text))));
+  texts.push(...more.filter((text) => !known.has(formatSource(parseSource(text)))));
   if (texts.length === 0) throw new HeadstartError("HS_USAGE", { what: "no image is named" });
   const names = texts.map((): string[] => []);
   for (const text of options.name ?? []) {
