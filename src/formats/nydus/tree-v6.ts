@@ -59,6 +59,7 @@ interface RawInode {
   readonly size: number;
   readonly inline: boolean;
   readonly fields: InodeFields;
+  readonly nlink: number;
   /** i_u. */
   readonly u: number;
   /** Where the xattrs end. */
@@ -79,6 +80,8 @@ class TreeReader {
   /** Inode of the tree by nid; a directory is in `#directories` too. */
   readonly #known = new Map<number, number>();
   readonly #types = new Map<number, FileType>();
+  /** i_nlink by inode of the tree; of files, since those of directories follow from the tree. */
+  readonly #links = new Map<number, number>();
   #budget: number;
 
   constructor(bytes: Uint8Array, input: TreeV6Input) {
@@ -124,12 +127,16 @@ class TreeReader {
       if (dots !== 2) throw this.#bad(top.raw.nid, `"." or ".." is missing`);
       while (directories.length > 0) stack.push(directories.pop()!);
     }
-    return { tree: builder.finish(), inodeOfNid: this.#known };
+    const tree = builder.finish();
+    // of a file that layers above hid names of, the image may count those too, as overlayfs does; never fewer than can be seen
+    for (const [inode, nlink] of this.#links) tree.nlink[inode] = Math.max(tree.nlink[inode]!, nlink);
+    return { tree, inodeOfNid: this.#known };
   }
 
   #remember(raw: RawInode, inode: number): void {
     this.#known.set(raw.nid, inode);
     this.#types.set(raw.nid, raw.type);
+    if (raw.type !== FileType.directory) this.#links.set(inode, raw.nlink);
   }
 
   #inode(nid: number): RawInode {
@@ -156,6 +163,7 @@ class TreeReader {
 
     let owner: Pick<InodeFields, "uid" | "gid" | "mtimeSeconds" | "mtimeNanoseconds">;
     let size: number;
+    let nlink: number;
     if (extended) {
       const offsets = erofs_inode_extended.offsets;
       owner = {
@@ -165,6 +173,7 @@ class TreeReader {
         mtimeNanoseconds: view.getUint32(at + offsets.i_mtime_nsec, true),
       };
       size = i64(view, at + offsets.i_size);
+      nlink = view.getUint32(at + offsets.i_nlink, true);
     } else {
       owner = {
         uid: view.getUint16(at + common.i_uid, true),
@@ -173,6 +182,7 @@ class TreeReader {
         mtimeNanoseconds: 0,
       };
       size = view.getUint32(at + common.i_size, true);
+      nlink = view.getUint16(at + common.i_nlink, true);
     }
     if (!(Number.isSafeInteger(size) && size >= 0)) throw this.#bad(nid, `i_size is ${size}`);
     if (!Number.isSafeInteger(owner.mtimeSeconds) || owner.mtimeNanoseconds >= 1e9)
@@ -182,7 +192,7 @@ class TreeReader {
     if (!fits) throw this.#bad(nid, `data layout ${layout} with i_mode 0${mode.toString(8)}`);
     const sized = type === FileType.regular || type === FileType.directory || type === FileType.symlink;
     if (!sized && size !== 0) throw this.#bad(nid, "a device, fifo or socket with data");
-    const raw = { nid, type, size, inline, u, bodyEnd };
+    const raw = { nid, type, size, nlink, inline, u, bodyEnd };
     const device = type === FileType.char || type === FileType.block;
     const fields: InodeFields = {
       type,
