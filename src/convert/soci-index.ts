@@ -32,8 +32,8 @@ import type { LoadedImage } from "../oci/manifest.ts";
 import { layerKind, MEDIA_TYPES } from "../oci/media-types.ts";
 import type { Platform } from "../oci/platform.ts";
 import type { Copier } from "./copy.ts";
+import { copyPassing } from "./copy-passing.ts";
 import type { OnProgress } from "./progress.ts";
-import { Tap, tapped } from "./tap.ts";
 
 export const BUILD_TOOL = `headstart ${VERSION}`;
 
@@ -228,7 +228,6 @@ export class SociIndexer implements AsyncDisposable {
   /** One pass over the blob, on its way to the destination if that does not have it. */
   async #build(layer: Descriptor, diffID: Digest, withLayers: boolean): Promise<BuiltZtoc | NoZtoc> {
     const { signal, onProgress } = this.#options;
-    const blob = this.#copier.source.openBlob(layer);
     const build = async (chunks: AsyncIterable<Uint8Array>): Promise<BuiltZtoc | NoZtoc> => {
       try {
         return await this.#builders.build({
@@ -245,42 +244,8 @@ export class SociIndexer implements AsyncDisposable {
         throw error;
       }
     };
-    const direct = () => build(blob.stream(0, { signal, callerVerifies: true }));
-    const copier = this.#copier;
-    if (!withLayers || copier.knows(layer.digest) || (await copier.destination.hasBlob(layer, { signal })))
-      return await direct();
-    const tap = new Tap();
-    const [built, pushed] = await Promise.allSettled([
-      build(tap).finally(() => tap.close()),
-      copier.blob(layer, () => this.#pushTapped(layer, tap)),
-    ]);
-    if (pushed.status === "rejected") throw pushed.reason;
-    if (built.status === "fulfilled") return built.value;
-    // the upload began anew half-way and succeeded: what passed by was not all
-    if (tap.isBroken) return await direct();
-    throw built.reason;
-  }
-
-  async #pushTapped(layer: Descriptor, tap: Tap): Promise<void> {
-    const { signal } = this.#options;
-    const { source, destination } = this.#copier;
-    const chunks = () => source.openBlob(layer).stream(0, { signal });
-    let passed = false;
-    const first = () => {
-      // a second attempt at the upload: the tap had what there was of the first
-      if (passed) return chunks();
-      passed = true;
-      return tapped(chunks(), tap);
-    };
-    try {
-      await destination.pushBlob(layer, first, { signal });
-      // mounted from elsewhere, or somebody else was quicker: nothing passed by
-      if (!passed) for await (const chunk of chunks()) await tap.offer(chunk);
-      if (!passed) tap.end();
-    } catch (error) {
-      tap.fail(error);
-      throw error;
-    }
+    if (withLayers) return await copyPassing(this.#copier, layer, build);
+    return await build(this.#copier.source.openBlob(layer).stream(0, { signal, callerVerifies: true }));
   }
 
   /** zTOC descriptors of the v2 index that the source's manifest binds, if it can be read. */

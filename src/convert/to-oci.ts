@@ -22,13 +22,14 @@ import { type LoadedImage, loadManifest, type Manifest } from "../oci/manifest.t
 import { isManifestType, MEDIA_TYPES } from "../oci/media-types.ts";
 import type { Platform } from "../oci/platform.ts";
 import type { BlobSizes, ImageReader, ImageWriter } from "../oci/store.ts";
+import { verified } from "../oci/verify.ts";
 import { chooseForms } from "./choose-forms.ts";
 import type { PlatformChoice } from "./choose-images.ts";
 import { Copier } from "./copy.ts";
+import { copyPassing } from "./copy-passing.ts";
 import { writeEqualLayer } from "./equal-layer.ts";
 import { ociConfig, type SourceLayer, sourceLayerOf, withoutNydusAnnotations } from "./nydus-manifest.ts";
 import type { OnProgress } from "./progress.ts";
-import { Tap, tapped } from "./tap.ts";
 
 export interface ConvertToOciOptions {
   readonly source: ImageReader & BlobSizes;
@@ -165,7 +166,7 @@ async function originalLayers(
       if (size === undefined)
         throw new HeadstartError("HS_BLOB_NOT_FOUND", { what: `${source.what}: original layer ${digest}` });
       const descriptor = { mediaType: known?.descriptor.mediaType ?? MEDIA_TYPES.ociLayerGzip, digest, size };
-      const diffID = await copyWithDiffID(copier, descriptor);
+      const diffID = await copyPassing(copier, descriptor, (chunks) => diffIDOf(descriptor, chunks));
       if (known !== null && (known.diffID !== diffID || known.descriptor.digest !== digest))
         throw new HeadstartError("HS_DIGEST_MISMATCH", {
           what: `original layer ${digest}: the image says that its diffID is ${known.diffID}, it is ${diffID}`,
@@ -175,42 +176,10 @@ async function originalLayers(
   );
 }
 
-/** Copies a layer and hashes its tar on the way. */
-async function copyWithDiffID(copier: Copier, layer: Descriptor): Promise<Digest> {
-  const { source, destination, signal } = copier;
-  const open = () => source.openBlob(layer).stream(0, { signal });
-  if (copier.knows(layer.digest) || (await destination.hasBlob(layer, { signal })))
-    return await diffIDOf(layer, open());
-  const tap = new Tap();
-  let passed = false;
-  const [hashed, pushed] = await Promise.allSettled([
-    diffIDOf(layer, tap).finally(() => tap.close()),
-    copier
-      .blob(layer, () =>
-        destination.pushBlob(
-          layer,
-          () => {
-            // a second attempt at the upload: the tap had what there was of the first
-            if (passed) return open();
-            passed = true;
-            return tapped(open(), tap);
-          },
-          { signal },
-        ),
-      )
-      .finally(() => {
-        if (!passed) tap.fail(new HeadstartError("HS_CANCELED", { what: `layer ${layer.digest}: nothing passed by` }));
-      }),
-  ]);
-  if (pushed.status === "rejected") throw pushed.reason;
-  if (hashed.status === "fulfilled") return hashed.value;
-  if (tap.isBroken) return await diffIDOf(layer, open());
-  throw hashed.reason;
-}
-
-async function diffIDOf({ mediaType, digest }: Descriptor, chunks: AsyncIterable<Uint8Array>): Promise<Digest> {
+async function diffIDOf(layer: Descriptor, chunks: AsyncIterable<Uint8Array>): Promise<Digest> {
   const hash = createHash("sha256");
-  for await (const piece of openLayerStream(mediaType, chunks, { layer: digest })) hash.update(piece);
+  const checked = verified(chunks, layer, `original layer ${layer.digest}`);
+  for await (const piece of openLayerStream(layer.mediaType, checked, { layer: layer.digest })) hash.update(piece);
   return `sha256:${hash.digest("hex")}` as Digest;
 }
 
