@@ -5,7 +5,7 @@
 
 import type { ChainID, Digest } from "../base/digest.ts";
 
-/** Row id of a layer in layer/store.ts: names its file, its FUSE node and its mount. Never reused. */
+/** Row id of a layer in layer/store.ts: names its file, its FUSE node and its mount. Never reused; 0 is a layer that holds nothing. */
 export type LayerId = number;
 
 /** What containerd's labels say at an extraction Prepare (specs/containerd.md 4.2). Everything in it is a claim until the manifest confirms it. */
@@ -24,7 +24,9 @@ export type Offer =
   /** The snapshotter commits a snapshot over this layer and answers ALREADY_EXISTS. */
   | { readonly kind: "lazy" | "eager"; readonly layer: LayerId }
   /** containerd unpacks it itself. `reason` is for the status and the log. */
-  | { readonly kind: "no"; readonly reason: string };
+  | { readonly kind: "no"; readonly reason: string }
+  /** Nobody can provide it: the pull fails with this reason, rather than with whatever containerd's unpacker makes of bytes that are no layer. */
+  | { readonly kind: "impossible"; readonly reason: string };
 
 export interface LayerProvider {
   /**
@@ -35,10 +37,15 @@ export interface LayerProvider {
   /**
    * Directories to use as overlay lowers, lowest first, for a chain of layers (ours by id, plain snapshots by their directory). Waits for tables (lazy) or
    * for the whole layer (eager), mounts what is not mounted, and counts a use of each layer by `owner` (a snapshot id) until `release`.
-   * May return more directories than layers: implied directories get one small lower on top.
+   * May return more directories than layers (implied directories get one small lower on top), or fewer: a layer may hold nothing, and one directory may stand for the whole chain.
+   * `namespace` is containerd's, of the snapshot whose lowers these are.
    * Idempotent for one owner. Throws HS_LAYER_BROKEN, HS_REGISTRY_*, HS_MOUNT.
    */
-  lowers(owner: string, chain: readonly ChainElement[], options: { signal?: AbortSignal }): Promise<readonly string[]>;
+  lowers(
+    owner: string,
+    chain: readonly ChainElement[],
+    options: { signal?: AbortSignal; namespace?: string | null },
+  ): Promise<readonly string[]>;
   /** The owner's snapshot is gone: its mounts may go when nobody else uses them. Must be quick; unmounting may come later. */
   release(owner: string): Promise<void>;
   /** Bytes on disk and inodes of a layer now. */

@@ -183,6 +183,24 @@ test("plain layers below and ours above are mixed in one chain", async (t) => {
   );
 });
 
+test("what nobody can unpack is not left to containerd: the pull fails with the reason, and leaves nothing", async (t) => {
+  const { provider, open } = place(t);
+  const snapshotter = await open();
+  const prepare = (more: Readonly<Record<string, string>>) =>
+    snapshotter.prepare({ key: "k8s.io/1/extract-1 x", parent: "", labels: { ...labels(C0), ...more } });
+  provider.decide = () => ({ kind: "impossible", reason: "its blob is gone" });
+  await assert.rejects(prepare({}), { code: "HS_SNAPSHOT_NOT_UNPACKED", message: /its blob is gone/ });
+  // a "no" for part of a Nydus image, as its annotations say, is the same
+  provider.decide = () => ({ kind: "no", reason: "no image labels" });
+  for (const name of ["nydus-blob", "nydus-bootstrap"]) {
+    await assert.rejects(prepare({ [`containerd.io/snapshot/${name}`]: "true" }), {
+      code: "HS_SNAPSHOT_NOT_UNPACKED",
+      message: /no image labels/,
+    });
+  }
+  assert.deepEqual([...snapshotter.list([])].flat(), []);
+});
+
 test("two namespaces share a claim with the same parent, and have their own upon other parents", async (t) => {
   const { provider, open } = place(t);
   const snapshotter = await open();

@@ -15,7 +15,7 @@ import { Limit } from "../base/limit.ts";
 import { SnapshotDirectories } from "./directories.ts";
 import { Garbage } from "./gc.ts";
 import { type IdMapping, mapsMountedLowers, readIdMapping } from "./idmap.ts";
-import { explainProblems, readExtraction } from "./labels.ts";
+import { explainProblems, isNeverUnpacked, namespaceOf, readExtraction } from "./labels.ts";
 import { type Mount, overlayDefaults, planMounts } from "./mounts.ts";
 import type { ChainElement, LayerId, LayerProvider, Offer, OfferRequest } from "./provider.ts";
 import { isSameBoot, mountedRows, reconcileDirectories, reconcileLayers } from "./reconcile.ts";
@@ -163,6 +163,8 @@ class LayeredSnapshotter implements Snapshotter {
       const reason =
         extraction.kind === "refused" ? extraction.reason : await this.#claim(request, extraction, options.signal);
       publish("snapshotter:declined", { key: request.key, reason });
+      if (isNeverUnpacked(request.labels))
+        throw new HeadstartError("HS_SNAPSHOT_NOT_UNPACKED", { what: `a layer of a Nydus image: ${reason}` });
       return this.#create("active", request, reason, options.signal);
     });
   }
@@ -282,6 +284,10 @@ class LayeredSnapshotter implements Snapshotter {
       { ...extraction.offer, parents: parents.toReversed().map((row) => row.layer) },
       signal,
     );
+    if (offer.kind === "impossible") {
+      publish("snapshotter:declined", { key: request.key, reason: offer.reason });
+      throw new HeadstartError("HS_SNAPSHOT_NOT_UNPACKED", { what: offer.reason });
+    }
     if (offer.kind === "no") {
       return [offer.reason, explainProblems(extraction.problems)].filter((part) => part !== "").join("; ");
     }
@@ -379,7 +385,8 @@ class LayeredSnapshotter implements Snapshotter {
     const owner = String(row.id);
     const combined = this.#combine(signal);
     if (readIdMapping(row.labels) !== null) await this.#checkMapsLayers(combined);
-    const asked = this.#provider.lowers(owner, elements, { signal: combined });
+    const namespace = namespaceOf({ namespace: null, key: row.name });
+    const asked = this.#provider.lowers(owner, elements, { signal: combined, namespace });
     const lowers = await settle(asked, combined).catch((error) => {
       // a provider that comes to an end only now has counted an owner that may be gone
       asked.then(() => this.#releaseIfGone(row.id)).catch(() => undefined);

@@ -44,7 +44,7 @@ export class FakeLayerProvider implements LayerProvider {
   async offer(request: OfferRequest, options: { signal?: AbortSignal }): Promise<Offer> {
     this.offers.push(request);
     const offer = await this.decide(request, options.signal);
-    if (offer.kind !== "no") this.#offered.add(offer.layer);
+    if (offer.kind === "lazy" || offer.kind === "eager") this.#offered.add(offer.layer);
     return offer;
   }
 
