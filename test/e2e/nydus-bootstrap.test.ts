@@ -1,0 +1,89 @@
+/** Bootstraps that we write, mounted by the kernel over their blobs' address spaces and checked by fsck.erofs: both know EROFS and nothing of us. */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import type { FileTree } from "../../src/erofs/file-tree.ts";
+import { mergeTrees } from "../../src/erofs/overlay.ts";
+import { Compressor } from "../../src/formats/nydus/ondisk.ts";
+import { writeBootstrap } from "../../src/formats/nydus/write/bootstrap.ts";
+import { planInodes } from "../../src/formats/nydus/write/bootstrap-inodes.ts";
+import { openDictionary } from "../../src/formats/nydus/write/dictionary.ts";
+import { mergeLayers } from "../../src/formats/nydus/write/merge.ts";
+import { MountFlag, mount, unmount } from "../../src/linux/mount.ts";
+import { differences, listMount, listTree, temporaryFolder } from "../tools/erofs-image.ts";
+import { layerInMemory } from "../tools/nydus-layers.ts";
+import { randomTree } from "../tools/random-tree.ts";
+
+/** Writes the image and its devices into `folder`, has fsck.erofs look at it, and compares what the kernel shows with `tree`. */
+function checkMounted(
+  folder: string,
+  image: { readonly bootstrap: Uint8Array; readonly nidOf: Uint32Array; readonly spaces: readonly Uint8Array[] },
+  tree: FileTree,
+  what: string,
+): void {
+  const target = join(folder, "mnt");
+  mkdirSync(target, { recursive: true });
+  const source = join(folder, "image.boot");
+  writeFileSync(source, image.bootstrap);
+  const devices = image.spaces.map((bytes, index) => {
+    const path = join(folder, `device-${index}`);
+    writeFileSync(path, bytes);
+    return path;
+  });
+  const fsck = spawnSync("fsck.erofs", ["--extract", ...devices.map((path) => `--device=${path}`), source], {
+    encoding: "utf8",
+  });
+  assert.equal(fsck.status, 0, `${what}: ${fsck.stdout}${fsck.stderr}`);
+  const data = devices.map((path) => `device=${path}`).join(",");
+  mount({ source, target, type: "erofs", flags: MountFlag.readOnly, data });
+  try {
+    assert.deepEqual(differences(listTree(tree, image.nidOf), listMount(target)), [], what);
+  } finally {
+    unmount(target);
+  }
+}
+
+test("random trees, with chunks of several sizes: fsck.erofs is content, and the mount shows every entry as the tree has it", () => {
+  using folder = temporaryFolder("headstart-nydus-");
+  for (let seed = 1; seed <= 16; seed++) {
+    const tree = randomTree(seed, { entries: 20 + (seed % 8) * 60 });
+    const chunkSize = [4096, 8192, 65_536, 1 << 20][seed % 4]!;
+    const { layer, data } = layerInMemory(tree, { chunkSize });
+    const bootstrap = writeBootstrap({
+      tree: layer.tree,
+      chunkSize,
+      compressor: Compressor.none,
+      digester: layer.digester,
+      blobs: layer.blob === null ? [] : [layer.blob],
+      prefetch: [],
+    });
+    const { nidOf } = planInodes(layer.tree, chunkSize);
+    const spaces = layer.blob === null ? [] : [data];
+    checkMounted(folder.path, { bootstrap, nidOf, spaces }, tree, `seed ${seed}`);
+  }
+});
+
+test("an image over several blobs, one of them a dictionary's: each file is read from its device", () => {
+  using folder = temporaryFolder("headstart-nydus-");
+  const chunkSize = 4096;
+  const shared = randomTree(101, { entries: 60 });
+  const base = layerInMemory(shared, { chunkSize });
+  const dictionary = openDictionary(writeBootstrap(mergeLayers([base.layer])), { chunkSize, digester: "sha256" });
+  const other = randomTree(102, { entries: 60 });
+  const lower = layerInMemory(other, { chunkSize });
+  // the same data under other names: whatever the upper layer stores is the dictionary's already
+  const upper = layerInMemory(shared, { chunkSize, role: "upper", dictionary });
+  assert.equal(upper.layer.blob, null);
+  const merged = mergeLayers([lower.layer, upper.layer]);
+  assert.equal(merged.blobs.length, 2);
+  const dataOf = new Map([base, lower].map(({ layer, data }) => [layer.blob!.facts.id, data]));
+  const spaces = merged.blobs.map(({ facts }) => dataOf.get(facts.id)!);
+  const bootstrap = writeBootstrap(merged);
+  // the same merge of the sources, whose contents do not come from chunks
+  const wanted = { ...mergeTrees([other, shared]).tree, nlink: merged.tree.nlink };
+  const { nidOf } = planInodes(merged.tree, chunkSize);
+  checkMounted(folder.path, { bootstrap, nidOf, spaces }, wanted, "merged");
+});
