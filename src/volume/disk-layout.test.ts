@@ -1,0 +1,114 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { sha256 } from "../base/digest.ts";
+import { GiB, MiB } from "../base/limits.ts";
+import { type FileTree, FileTreeBuilder, FileType } from "../erofs/file-tree.ts";
+import { type DiskLayoutRequest, identityOf, layoutDisk, uuidText } from "./disk-layout.ts";
+import { DISK_TARGETS, diskSkeleton } from "./layout/disk.ts";
+import { makePlan } from "./plan.ts";
+
+const PLAIN = { mode: 0o644, uid: 0, gid: 0, mtimeSeconds: 1_700_000_000, mtimeNanoseconds: 0 };
+const DIGEST = sha256(Buffer.from("x"));
+const descriptor = { mediaType: "application/vnd.oci.image.layer.v1.tar", digest: DIGEST, size: 10_000 };
+
+function treeOf(files: number, bytes: number): FileTree {
+  const builder = new FileTreeBuilder({ ...PLAIN, mode: 0o755 });
+  for (let index = 0; index < files; index++) {
+    const segments = [{ fileOffset: 0, length: bytes, address: index * (bytes + 512) }];
+    const inode = builder.addInode({ ...PLAIN, type: FileType.regular, size: bytes, segments });
+    builder.addName(0, Buffer.from(`file-${index}`), inode);
+  }
+  return builder.finish();
+}
+
+function request(tree: FileTree, sizeGib: number | "auto" = "auto"): DiskLayoutRequest {
+  const image = {
+    source: "oci:x",
+    names: ["host/x:1"],
+    target: {
+      ...descriptor,
+      digest: sha256(Buffer.from("manifest")),
+      mediaType: "application/vnd.oci.image.manifest.v1+json",
+    },
+    indexes: [],
+    manifest: { ...descriptor, digest: sha256(Buffer.from("manifest")) },
+    config: { ...descriptor, digest: sha256(Buffer.from("config")) },
+    layers: [{ descriptor, diffID: DIGEST }],
+    created: 1_700_000_000,
+    repository: null,
+  };
+  const platform = { os: "linux", architecture: "amd64" };
+  const plan = makePlan([image], { platform, snapshotter: "overlayfs", pinned: true, blobs: true });
+  const target = DISK_TARGETS.bottlerocket;
+  const databases = { metaDatabase: Buffer.alloc(20_000), snapshotDatabase: Buffer.alloc(20_000) };
+  return {
+    plan,
+    target,
+    skeleton: diskSkeleton(plan, target, { selinux: true, ...databases, warmBytes: 0 }),
+    selinux: true,
+    trees: new Map([[1, tree]]),
+    hot: [],
+    sizeGib,
+    identity: identityOf(DIGEST),
+    former: null,
+  };
+}
+
+test("a size that is too small names the least one, and that one does", () => {
+  const tree = treeOf(1, 1100 * MiB);
+  assert.throws(() => layoutDisk(request(tree, 1)), {
+    code: "HS_EXT4_FULL",
+    message: /a disk of 1 GiB is too small for these images: the least is 2 GiB/,
+  });
+  assert.equal(layoutDisk(request(tree, 2)).diskSize, 2 * GiB);
+});
+
+test("auto is the least size with room for the node's own first files", () => {
+  assert.equal(layoutDisk(request(treeOf(1, MiB))).diskSize, GiB);
+  // 1 GiB has 64 MiB of journal
+  const nearly = layoutDisk(request(treeOf(1, 885 * MiB)));
+  assert.equal(nearly.diskSize, 2 * GiB);
+  const { blocks } = nearly.ext4.geometry;
+  const used = nearly.ext4.used.reduce((sum, { start, end }) => sum + end - start, 0);
+  assert.ok((blocks - used) * 4096 >= 64 * MiB);
+});
+
+test("every disk has a journal that growing to 1 TiB does not outgrow, and inodes to spare", () => {
+  const { ext4 } = layoutDisk(request(treeOf(70_000, 10)));
+  const { journal, reservedDescBlocks, descBlocks, groups, inodesPerGroup } = ext4.geometry;
+  assert.equal(journal.end - journal.start, 16_384);
+  assert.equal(reservedDescBlocks + descBlocks, 128);
+  assert.ok(groups * inodesPerGroup >= 70_000 * 1.25);
+});
+
+test("regions begin on 512 KiB of the disk and do not meet; a layer's rows ascend in tar and on the disk", () => {
+  const tree = treeOf(300, 5000);
+  const wanted = request(tree);
+  const layout = layoutDisk(wanted);
+  const { stores, records, blob, snapshot } = layout.placeOf;
+  const places = [layout.placeOf.rest, stores, records, blob(DIGEST)!, snapshot(1)].sort(
+    (a, b) => a.startBlock - b.startBlock,
+  );
+  for (const [index, place] of places.entries()) {
+    assert.equal((layout.base + place.startBlock * 4096) % (512 * 1024), 0);
+    const next = places[index + 1];
+    if (next !== undefined) assert.ok(place.startBlock + place.blockCount <= next.startBlock);
+  }
+  const rows = layout.snapshotRows(wanted.plan.snapshots[0]!);
+  assert.equal(rows.length.length, 300);
+  for (let row = 1; row < 300; row++) {
+    assert.equal(rows.address[row], row * 5512);
+    assert.equal(rows.offset[row], rows.offset[row - 1]! + 8192);
+  }
+  const region = snapshot(1);
+  assert.ok(rows.offset[0]! >= MiB + region.startBlock * 4096);
+});
+
+test("identities are UUIDs of their own kind, and follow from the plan alone", () => {
+  const one = identityOf(DIGEST);
+  assert.deepEqual(one, identityOf(DIGEST));
+  assert.notDeepEqual(one, identityOf(sha256(Buffer.from("y"))));
+  for (const text of [uuidText(one.uuid), uuidText(one.hashSeed), one.diskGuid]) {
+    assert.match(text, /^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
+  }
+});
