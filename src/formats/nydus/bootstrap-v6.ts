@@ -6,10 +6,11 @@
 import { Reader } from "../../base/bytes.ts";
 import { HeadstartError } from "../../base/errors.ts";
 import { LIMITS } from "../../base/limits.ts";
+import { ADDRESS_SPACE } from "../../erofs/file-tree.ts";
 import { EROFS_SUPER_MAGIC, EROFS_SUPER_OFFSET } from "../../erofs/ondisk.ts";
 import { checkDevices, readBlobTable } from "./blob-table.ts";
 import type { NydusBootstrap } from "./bootstrap.ts";
-import { ChunkUseCollector, readRecords } from "./chunks.ts";
+import { type ChunkRecords, ChunkUseCollector, type ChunkUses, readRecords } from "./chunks.ts";
 import type { ContainingBlob } from "./layer-bootstrap.ts";
 import {
   alignBlock,
@@ -79,7 +80,7 @@ export function readV6(bytes: Uint8Array, what: string, container: ContainingBlo
     if (recordOf.has(key)) throw nydusInvalid(what, `chunk ${index} of blob ${blob.index} has two records`);
     recordOf.set(key, record);
   }
-  const uses = new ChunkUseCollector();
+  const collector = new ChunkUseCollector();
   const { tree, inodeOfNid } = readTreeV6(bytes, {
     what,
     metaAt: superblock.metaAt,
@@ -87,18 +88,31 @@ export function readV6(bytes: Uint8Array, what: string, container: ContainingBlo
     buildTime: superblock.buildTime,
     chunkSize: extended.chunkSize,
     blobs,
-    uses,
+    uses: collector,
   });
+  const uses = collector.finish((blob, chunk) => recordOf.get(blob * NYDUS_LIMITS.chunksPerBlob + chunk) ?? -1, what);
+  checkRecords(uses, records, what);
   return {
     version: 6,
     chunkSize: extended.chunkSize,
     ...algorithmsOf(extended.flags, what),
     blobs,
     tree,
-    uses: uses.finish((blob, chunk) => recordOf.get(blob * NYDUS_LIMITS.chunksPerBlob + chunk) ?? -1, what),
+    uses,
     records,
     prefetch: readPrefetch(cut(extended.prefetchTable), inodeOfNid),
   };
+}
+
+/** The peer finds a chunk's record by its blob, index and address (specs/nydus.md N18): it must say what the tree says. */
+function checkRecords(uses: ChunkUses, records: ChunkRecords, what: string): void {
+  for (let use = 0; use < uses.count; use++) {
+    const record = uses.record[use]!;
+    if (record < 0) continue;
+    const address = records.blob[record]! * ADDRESS_SPACE + records.offset[record]!;
+    if (address !== uses.address[use] || records.size[record] !== uses.length[use])
+      throw nydusInvalid(what, `chunk record ${record}: files have the chunk elsewhere, or of another length`);
+  }
 }
 
 function readSuperblock(bytes: Uint8Array, what: string): Superblock {

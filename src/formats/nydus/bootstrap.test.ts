@@ -95,6 +95,8 @@ const BAD_V6: Readonly<Record<string, Patch>> = {
   "a cipher without encryption": u32(BLOBS + 216, 1),
   "a chunk record of a blob that there is not": u32(CHUNKS + 32, 3),
   "a chunk record without bytes": u32(CHUNKS + 44, 0),
+  "N18: a chunk record of another address than the tree's": u64(CHUNKS + 56, 4096n),
+  "N18: a chunk record of another length than the tree's": u32(CHUNKS + 44, 12),
   "a chunk record twice": (bytes) => {
     bytes.copy(bytes, CHUNKS + 80, CHUNKS, CHUNKS + 80);
     return undefined;

@@ -59,7 +59,7 @@ export function marksOfNames(
     const children: Child[] = [];
     let opaque = false;
     for (const child of childrenOf(tree, directory)) {
-      if (PREFIX.compare(child.name.subarray(0, PREFIX.length)) !== 0) {
+      if (!isMark(child.name)) {
         children.push(child);
       } else if (OPAQUE_NAME.compare(child.name) === 0) {
         // of the root it has no effect (C11)
@@ -68,7 +68,7 @@ export function marksOfNames(
         const name = child.name.subarray(PREFIX.length);
         if (["", ".", ".."].includes(Buffer.from(name).toString("latin1")))
           throw nydusInvalid(what, `a whiteout named ${JSON.stringify(Buffer.from(child.name).toString("latin1"))}`);
-        if (role === "upper" && findChild(tree, directory, name) < 0) {
+        if (role === "upper" && (isMark(name) || findChild(tree, directory, name) < 0)) {
           const fields = {
             ...ownerOf(tree, child.inode),
             type: FileType.char,
@@ -129,6 +129,10 @@ function rebuild(
 function* childrenOf(tree: FileTree, directory: number): Generator<{ name: Uint8Array; inode: number }> {
   for (let dirent = tree.childStart[directory]!; dirent < tree.childStart[directory + 1]!; dirent++)
     yield { name: childName(tree, dirent), inode: tree.childInode[dirent]! };
+}
+
+function isMark(name: Uint8Array): boolean {
+  return PREFIX.compare(name.subarray(0, PREFIX.length)) === 0;
 }
 
 function ownerOf(tree: FileTree, inode: number): { readonly uid: number; readonly gid: number } {

@@ -251,8 +251,12 @@ function u32(blocks: number): number {
 }
 
 /** The reader has held every rule against the bytes; here that it found what was to be written. Throws HS_INTERNAL. */
-function checkWritten({ tree, blobs }: BootstrapInput, found: NydusBootstrap): void {
+function checkWritten(input: BootstrapInput, found: NydusBootstrap): void {
+  const { tree, blobs } = input;
   const same =
+    found.chunkSize === input.chunkSize &&
+    found.compressor === input.compressor &&
+    found.digester === input.digester &&
     found.tree.inodeCount === tree.inodeCount &&
     found.tree.childInode.length === tree.childInode.length &&
     found.tree.segmentLength.length === tree.segmentLength.length &&
