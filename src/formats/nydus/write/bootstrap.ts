@@ -38,9 +38,10 @@ import {
   rafs_v6_device,
   rafs_v6_super_block_ext,
 } from "../ondisk.ts";
+import { nydusUnits } from "../units.ts";
 import { emitInodes, planInodes } from "./bootstrap-inodes.ts";
 import { chunkTable } from "./chunk-table.ts";
-import type { BlobFacts, BuiltLayer, ChunkList, ImageBlob, UnfinishedBlobFacts } from "./model.ts";
+import type { BlobFacts, BuiltLayer, ChunkList, ImageBlob, UnfinishedBlobFacts, WrittenChunks } from "./model.ts";
 import { prefetchTable } from "./prefetch.ts";
 
 export interface BootstrapInput {
@@ -250,7 +251,10 @@ function u32(blocks: number): number {
   throw new HeadstartError("HS_NYDUS_LIMIT", { what: `${blocks} blocks of data` });
 }
 
-/** The reader has held every rule against the bytes; here that it found what was to be written. Throws HS_INTERNAL. */
+/**
+ * The reader has held every rule of specs/nydus.md 4 against the bytes; here that it found what was to be written, and that chunk arrays say of each used chunk what
+ * the bootstrap says, as a mount will look at it. Of a dictionary's blobs the array is not known. Throws HS_INTERNAL, HS_NYDUS_INVALID.
+ */
 function checkWritten(input: BootstrapInput, found: NydusBootstrap): void {
   const { tree, blobs } = input;
   const same =
@@ -264,4 +268,11 @@ function checkWritten(input: BootstrapInput, found: NydusBootstrap): void {
     found.blobs.length === blobs.length &&
     !found.uses.record.includes(-1);
   if (!same) throw new HeadstartError("HS_INTERNAL", { what: "the bootstrap just written does not hold its tree" });
+  const infos = blobs.map(({ chunks }) => (isWritten(chunks) ? chunks : undefined));
+  const sizes = found.blobs.map((blob) => blob.dataSize);
+  nydusUnits(found, infos, sizes, "the bootstrap just written");
+}
+
+function isWritten(chunks: ChunkList): chunks is WrittenChunks {
+  return "restarts" in chunks;
 }
