@@ -1,11 +1,13 @@
 /** Fuzzers of formats/nydus: golden bootstraps, chunk arrays and blobs with something wrong in them give a value or a typed error, soon. */
 
 import assert from "node:assert/strict";
+import { zstdDecompressSync } from "node:zlib";
 import { bytesSource } from "../src/erofs/source.ts";
 import { decoderFor } from "../src/formats/all.ts";
 import { looksLikeBlob, readBlobTail } from "../src/formats/nydus/blob-tail.ts";
 import { type NydusBootstrap, readBootstrap } from "../src/formats/nydus/bootstrap.ts";
 import { chunkInfoFromBlob, chunkInfoFromFile } from "../src/formats/nydus/chunk-info.ts";
+import { readLayerBootstrap } from "../src/formats/nydus/layer-bootstrap.ts";
 import { openNydus } from "../src/formats/nydus/open.ts";
 import { nydusBlob, nydusBootstrap, nydusVariants, storedChunkInfo } from "../test/suites/golden-nydus.ts";
 import { type Fuzzer, mutate, type Random, tolerated } from "./fuzzer.ts";
@@ -17,6 +19,17 @@ const SMALL = [
   "v6-zstd-1m-encrypted-upper-layers",
 ] as const;
 const LARGE = ["v6-zstd-1m", "v6-zstd-1m-batch", "v6-zran", "v6-zran-multi", "v6-lz4-64k-sha256"] as const;
+
+const SMALL_BLOBS = SMALL.flatMap((variant) => Object.values(nydusVariants[variant]!.layers));
+
+/** The part `image.boot` of a blob, plain. */
+function bootstrapOf(id: string): Buffer {
+  const blob = nydusBlob(id)!;
+  const { parts, toc } = readBlobTail(bytesSource(blob));
+  const part = parts.find(({ name }) => name === "image.boot")!;
+  const stored = blob.subarray(part.start, part.start + part.size);
+  return toc === null ? stored : zstdDecompressSync(stored);
+}
 
 const bootstraps = new Map<string, Buffer>();
 
@@ -56,6 +69,13 @@ export const NYDUS_FUZZERS: { readonly [name: string]: Fuzzer } = {
     round(random) {
       const bytes = mutateWindow(golden(random.pick(Object.keys(nydusVariants))), random);
       tolerated(() => readBootstrap(bytes));
+    },
+  },
+  "nydus.layer": {
+    round(random) {
+      const id = random.pick(SMALL_BLOBS);
+      const bytes = mutateWindow(bootstrapOf(id), random);
+      tolerated(() => readLayerBootstrap(bytes, { id, size: 100_000 }, random.pick(["lowest", "upper"])));
     },
   },
   "nydus.chunks": {
@@ -99,8 +119,7 @@ export const NYDUS_FUZZERS: { readonly [name: string]: Fuzzer } = {
   },
   "nydus.tail": {
     round(random) {
-      const ids = SMALL.flatMap((variant) => Object.values(nydusVariants[variant]!.layers));
-      const bytes = mutateWindow(nydusBlob(random.pick(ids))!, random);
+      const bytes = mutateWindow(nydusBlob(random.pick(SMALL_BLOBS))!, random);
       const source = bytesSource(bytes);
       tolerated(() => readBlobTail(source));
       tolerated(() => looksLikeBlob(source));
