@@ -77,7 +77,7 @@ export function nydusManifest(input: NydusManifestInput): Uint8Array {
   return goManifest(
     defined<Manifest>({
       mediaType: MEDIA_TYPES.ociManifest,
-      config: { mediaType: input.beside ? NYDUS_MEDIA_TYPES.config : MEDIA_TYPES.ociConfig, ...input.config },
+      config: { ...input.config, mediaType: input.beside ? NYDUS_MEDIA_TYPES.config : MEDIA_TYPES.ociConfig },
       layers: [
         ...input.layers.map(layerDescriptor),
         ...input.dictionary.map((blob) => blobDescriptor(blob, {})),
@@ -162,13 +162,14 @@ function history(document: JsonObject, what: string): readonly unknown[] {
   return optionalArray(document, "history", what, HISTORY_MAX);
 }
 
-/** Other fields keep their places; a history that is empty and was not there stays out. */
+/** Other fields keep their places; without entries there is no history. */
 function replaceRootfs(document: JsonObject, diffIDs: readonly Digest[], entries: readonly unknown[]): Uint8Array {
   const rootfs = field(document, "rootfs");
-  const changed: JsonObject = {
+  const changed: Record<string, unknown> = {
     ...document,
     rootfs: { ...asObject(rootfs ?? { type: "layers" }, "rootfs"), diff_ids: diffIDs },
-    ...((entries.length > 0 || field(document, "history") !== undefined) && { history: entries }),
+    history: entries,
   };
+  if (entries.length === 0) delete changed.history;
   return Buffer.from(goJson(changed));
 }

@@ -4,18 +4,18 @@
  */
 
 import { isDeepStrictEqual } from "node:util";
+import type { Digest } from "../base/digest.ts";
 import { HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { compareTreeLines, type TreeDifference, type TreeLine, treeLines } from "../erofs/tree-lines.ts";
 import type { NydusBootstrap } from "../formats/nydus/bootstrap.ts";
-import { checkBlobsBound, isNydusManifest, readNydusManifest } from "../formats/nydus/manifest.ts";
-import { NYDUS_ANNOTATIONS, NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts";
-import { annotation } from "../oci/descriptor.ts";
+import { isNydusManifest, readNydusManifest } from "../formats/nydus/manifest.ts";
 import { field } from "../oci/json.ts";
 import type { LoadedImage, Manifest } from "../oci/manifest.ts";
 import { MEDIA_TYPES } from "../oci/media-types.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { lookIntoImage } from "./look.ts";
 import { type NydusParts, openNydusContent, openNydusImage } from "./look-nydus.ts";
+import { findNydus, findOci } from "./siblings.ts";
 
 export type NydusRule = "manifest" | "config" | "bootstrap" | "data" | "tree";
 
@@ -44,7 +44,35 @@ export interface NydusCheckOptions {
   readonly onRule?: (rule: NydusRule) => void;
 }
 
+export interface NydusFormCheck extends NydusCheck {
+  readonly manifest: Digest;
+  /** The OCI image that it was compared with. */
+  readonly against: Digest | null;
+}
+
 const DIFFERENCES_MAX = 100;
+
+/**
+ * Checks the Nydus form of `image`: the image itself, or what stands beside an OCI image; null where there is none. Compared with `against`, else with the OCI image beside it. Throws as
+ * `checkNydus`.
+ */
+export async function checkNydusForm(
+  reader: ImageReader,
+  image: LoadedImage,
+  options: NydusCheckOptions = {},
+): Promise<NydusFormCheck | null> {
+  const { signal } = options;
+  const isNydus = isNydusManifest(image.manifest);
+  const form = isNydus ? image : (await findNydus(reader, image, { referrers: true, signal }))?.loaded;
+  if (form === undefined) return null;
+  const oci = isNydus ? (await findOci(reader, image, signal))?.loaded : image;
+  const against = options.against ?? (oci === undefined ? undefined : { reader, image: oci });
+  return {
+    manifest: form.manifestDescriptor.digest,
+    against: against?.image.manifestDescriptor.digest ?? null,
+    ...(await checkNydus(reader, form, { ...options, against })),
+  };
+}
 
 /** Throws HS_REGISTRY_* and what an image to compare with throws. */
 export async function checkNydus(
@@ -62,7 +90,7 @@ export async function checkNydus(
       return await work();
     } catch (error) {
       if (!isHeadstartError(error) || !isAnswer(error)) throw error;
-      findings.push({ rule, code: error.code, message: error.message });
+      findings.push({ rule, code: error.code, message: String(error.details.what) });
       return null;
     }
   };
@@ -72,11 +100,7 @@ export async function checkNydus(
   if (against !== undefined) {
     await attempt("config", () => checkConfig(image, against.image, say("config")));
   }
-  const parts = await attempt("bootstrap", async () => {
-    const opened = await openNydusImage(reader, image, signal);
-    checkBlobsBound(readNydusManifest(image.manifest, opened.what), opened.bootstrap, opened.what);
-    return opened;
-  });
+  const parts = await attempt("bootstrap", () => openNydusImage(reader, image, signal));
   if (parts === null) return { findings, checked, entries: 0, bytes: 0 };
   const { bootstrap } = parts;
   const hashes = await attempt("data", () => hashAll(parts, signal));
@@ -98,6 +122,7 @@ function isAnswer({ code, kind }: HeadstartError): boolean {
   return code === "HS_BLOB_NOT_FOUND" || kind === "corrupt" || kind === "unsupported" || kind === "invalid";
 }
 
+/** What reading a manifest does not mind: containerd unpacks this layer, and other tools take nothing but gzip. */
 function checkManifest(manifest: Manifest, say: (message: string) => void): void {
   const last = manifest.layers.at(-1);
   if (
@@ -106,11 +131,6 @@ function checkManifest(manifest: Manifest, say: (message: string) => void): void
     last.mediaType !== MEDIA_TYPES.dockerLayerGzip
   )
     say(`the bootstrap layer ${last.digest} is ${last.mediaType}: a tar.gz is wanted`);
-  for (const layer of manifest.layers.slice(0, -1)) {
-    if (layer.mediaType !== NYDUS_MEDIA_TYPES.blob) say(`layer ${layer.digest} is ${layer.mediaType}`);
-    else if (annotation(layer, NYDUS_ANNOTATIONS.blob) !== "true")
-      say(`layer ${layer.digest} has no annotation ${NYDUS_ANNOTATIONS.blob}`);
-  }
 }
 
 function checkConfig(image: LoadedImage, source: LoadedImage, say: (message: string) => void): void {
