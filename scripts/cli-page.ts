@@ -52,6 +52,8 @@ pull's \`readyMs\` over the lazy one's.
 \`\`\``,
   "volume build":
     "One object for each volume: `output`, with `--dry-run` also `dryRun` and `sizes`, else `previous` (null, or `{kept, moved | reason}`), and the volume manifest: `{schema, target, platform, snapshotter, images: [{refs, digest, mediaType, manifest, config, pinned, layers}], snapshotSequence, options, tool}`, of a disk also `{plan, size, diskGuid, fs, regions, hot, blocks: {size, count, linear}}`.",
+  "volume doctor":
+    "One object: `{ok, findings: [{check, level, what, advice, where}], unread: [{value, where}]}`; `level` is `ok`, `warn`, `fail` or `unknown`.",
   "volume inspect":
     "One object `{kind, schemaVersion, namespaces: [{name, images, blobs, snapshots}], overlayfs: [{id, name, kind, parent, inodes, size}]}`.",
   "volume verify":

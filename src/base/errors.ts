@@ -111,6 +111,10 @@ export const ERRORS = {
   },
   // layer, fetch
   HS_LAYER_BROKEN: { kind: "corrupt", hint: "see `headstart status`; remove the image and pull it again" },
+  HS_CHUNK_UNBOUND: {
+    kind: "denied",
+    hint: "no image on this node names a digest for it, so it cannot be verified and is not read",
+  },
   HS_FILL_TIMEOUT: {
     kind: "unavailable",
     hint: "the registry did not answer in time; check the network, then try again",
@@ -174,6 +178,10 @@ export const ERRORS = {
   HS_CLUSTER: {
     kind: "unavailable",
     hint: "`kubectl get pods --all-namespaces` must work from here; or name the images with --include",
+  },
+  HS_DOCTOR_INPUT: {
+    kind: "invalid",
+    hint: "pass NodeClasses, launch templates, user data, kubelet or containerd configurations, pods or a PATH.json",
   },
   // volume: AWS
   HS_AWS_CREDENTIALS: {

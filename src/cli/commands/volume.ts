@@ -4,6 +4,7 @@ import type { Command } from "commander";
 import { inspectRoot } from "../../volume/inspect.ts";
 import { formatBytes, formatTable } from "../table.ts";
 import { registerVolumeBuild } from "./volume-build.ts";
+import { registerVolumeDoctor } from "./volume-doctor.ts";
 import { registerVolumeVerify } from "./volume-verify.ts";
 
 export function registerVolume(program: Command): void {
@@ -23,6 +24,7 @@ Examples:
   registerVolumeBuild(volume);
   registerInspectVolume(volume);
   registerVolumeVerify(volume);
+  registerVolumeDoctor(volume);
 }
 
 function registerInspectVolume(volume: Command): void {

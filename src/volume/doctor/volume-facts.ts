@@ -1,0 +1,86 @@
+/** What the doctor needs of a volume's manifest (PATH.json). */
+
+import { readFileSync, statSync } from "node:fs";
+import { HeadstartError } from "../../base/errors.ts";
+import { MiB } from "../../base/limits.ts";
+import type { Document } from "./document.ts";
+import { volumeIn } from "./read.ts";
+
+export interface VolumeFacts {
+  /** The manifest's file. */
+  readonly where: string;
+  readonly target: string;
+  readonly platform: string;
+  readonly snapshotter: string;
+  readonly blobs: boolean;
+  readonly pinned: boolean;
+  /** Every name of every image. */
+  readonly references: readonly string[];
+  /** Compressed bytes of the largest image: what one costs when it is gone. */
+  readonly largestImageBytes: number;
+  /** Of a disk; null: a directory. */
+  readonly disk: {
+    readonly bytes: number;
+    readonly uuid: string;
+    readonly usedBytes: number;
+    readonly hotBytes: number | null;
+  } | null;
+}
+
+const FILE_BYTES_MAX = 256 * MiB;
+
+/** A volume or the .json beside it. Throws HS_NOT_FOUND, HS_LIMIT, HS_DOCTOR_INPUT. */
+export function readVolumeFile(path: string): VolumeFacts {
+  const file = path.endsWith(".json") ? path : `${path}.json`;
+  const manifest = volumeIn(readInput(file), file);
+  if (manifest === null) throw new HeadstartError("HS_DOCTOR_INPUT", { what: `${file}: no volume manifest` });
+  return volumeFacts(manifest, file);
+}
+
+/** Throws HS_NOT_FOUND, HS_LIMIT. */
+export function readInput(file: string): string {
+  try {
+    const { size } = statSync(file);
+    if (size > FILE_BYTES_MAX) throw new HeadstartError("HS_LIMIT", { what: `${file}: ${size} bytes` });
+    return readFileSync(file, "utf8");
+  } catch (cause) {
+    if (cause instanceof HeadstartError) throw cause;
+    throw new HeadstartError("HS_NOT_FOUND", { what: file, cause });
+  }
+}
+
+/** Throws HS_DOCTOR_INPUT. */
+export function volumeFacts(manifest: Document, where: string): VolumeFacts {
+  const need = (document: Document): string => {
+    const text = document.text();
+    if (text === undefined) throw new HeadstartError("HS_DOCTOR_INPUT", { what: `${document.where} is missing` });
+    return text;
+  };
+  const images = manifest.at("images").list();
+  const sizes = images.map((image) =>
+    image
+      .at("layers")
+      .list()
+      .reduce((sum, layer) => sum + (layer.at("blobBytes").number() ?? 0), 0),
+  );
+  const fs = manifest.at("fs");
+  const hot = manifest.at("hot", "region").list()[1]?.number() ?? null;
+  return {
+    where,
+    target: need(manifest.at("target")),
+    platform: need(manifest.at("platform")),
+    snapshotter: need(manifest.at("snapshotter")),
+    blobs: manifest.at("options", "blobs").flag() ?? true,
+    pinned: manifest.at("options", "pinned").flag() ?? false,
+    references: images.flatMap((image) => image.at("refs").list().map(need)),
+    largestImageBytes: Math.max(0, ...sizes),
+    disk: fs.isThere
+      ? {
+          bytes: manifest.at("size").number() ?? 0,
+          uuid: need(fs.at("uuid")),
+          usedBytes: ((fs.at("blocks").number() ?? 0) - (fs.at("free").number() ?? 0)) * 4096,
+          hotBytes: hot,
+        }
+      : null,
+  };
+}
