@@ -33,6 +33,7 @@ export interface ChunkWriterParts {
   readonly container: BlobContainer;
   readonly digest: PieceHash;
   readonly crc32c: (bytes: Uint8Array) => number;
+  readonly chunkSize: number;
   readonly batchSize: number;
 }
 
@@ -48,12 +49,17 @@ export class ChunkWriter {
   readonly #batchSizes: number[] = [];
   readonly #batchStoredSizes: number[] = [];
 
+  readonly #copies: BufferPool;
+  readonly #batches: BufferPool;
+
   constructor(parts: ChunkWriterParts) {
     this.#parts = parts;
+    this.#copies = new BufferPool(parts.chunkSize);
+    this.#batches = new BufferPool(parts.batchSize);
   }
 
   /**
-   * Takes the bytes, which must not change any more. `alone`: the chunk is all of its file, and may be batched. Returns its address as in BuiltLayer.tree. Throws HS_NYDUS_LIMIT.
+   * Copies the bytes where they are new. `alone`: the chunk is all of its file, and may be batched. Returns its address as in BuiltLayer.tree. Throws HS_NYDUS_LIMIT.
    */
   add(bytes: Uint8Array, alone: boolean): number {
     const { array, known, digest, crc32c, batchSize } = this.#parts;
@@ -67,7 +73,7 @@ export class ChunkWriter {
     const address = array.offsetOf(index);
     known.add(id, bytes.byteLength, address);
     if (batched) this.#toBatch(bytes, index);
-    else this.#enqueue(bytes, index, 1, false);
+    else this.#enqueue(this.#copies.copy(bytes), index, 1, false);
     return address;
   }
 
@@ -89,7 +95,7 @@ export class ChunkWriter {
   }
 
   #toBatch(bytes: Uint8Array, index: number): void {
-    this.#batch ??= new Uint8Array(new ArrayBuffer(this.#parts.batchSize));
+    this.#batch ??= this.#batches.take();
     if (this.#batchLength === 0) this.#batchFirst = index;
     this.#batch.set(bytes, this.#batchLength);
     this.#batchOffsets.push(this.#batchLength);
@@ -133,7 +139,36 @@ export class ChunkWriter {
     }
     await container.write(stored);
     this.#queued -= unit.plain.byteLength;
+    // stored as it is, the bytes are the sink's now
+    if (stored !== unit.plain) (unit.isBatch ? this.#batches : this.#copies).give(unit.plain);
   }
 }
 
 const BATCHED = ChunkFlag.compressed | ChunkFlag.batch;
+
+/** Buffers that are used again: without, hundreds of megabytes wait for the garbage collector. */
+class BufferPool {
+  readonly #size: number;
+  readonly #free: ArrayBuffer[] = [];
+
+  constructor(size: number) {
+    this.#size = size;
+  }
+
+  take(): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(this.#free.pop() ?? new ArrayBuffer(this.#size));
+  }
+
+  /** Small ones get a buffer of their own size. */
+  copy(bytes: Uint8Array): Uint8Array {
+    if (bytes.byteLength * 4 < this.#size) return Uint8Array.from(bytes);
+    const copy = this.take().subarray(0, bytes.byteLength);
+    copy.set(bytes);
+    return copy;
+  }
+
+  /** A view of a buffer that `take` gave; others are left alone. */
+  give(bytes: Uint8Array): void {
+    if (bytes.buffer instanceof ArrayBuffer && bytes.buffer.byteLength === this.#size) this.#free.push(bytes.buffer);
+  }
+}

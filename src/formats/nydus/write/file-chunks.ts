@@ -19,7 +19,7 @@ export interface ChunkPart {
 }
 
 export interface FileChunkSink {
-  /** The chunk's address; `alone`: it is all of its file. The bytes are the sink's. */
+  /** The chunk's address; `alone`: it is all of its file. The bytes are valid until the call returns. */
   add(bytes: Uint8Array, alone: boolean): number;
 }
 
@@ -34,7 +34,8 @@ export class FileCutter {
 
   #size = 0;
   #position = 0;
-  #chunk: Uint8Array | null = null;
+  /** The chunk that is being filled; every byte is written before it is used. */
+  readonly #chunk: Uint8Array;
   #pieces: readonly SparsePiece[] = [];
   #piece = 0;
   /** Bytes of the piece that have come. */
@@ -48,6 +49,7 @@ export class FileCutter {
     this.#chunkSize = chunkSize;
     this.#layer = layer;
     this.#sink = sink;
+    this.#chunk = new Uint8Array(new ArrayBuffer(chunkSize));
   }
 
   get addresses(): readonly number[] {
@@ -116,7 +118,6 @@ export class FileCutter {
     for (let at = 0; at < bytes.byteLength; ) {
       const inChunk = this.#position % this.#chunkSize;
       const length = this.#chunkLength();
-      this.#chunk ??= newChunk(length);
       const take = Math.min(length - inChunk, bytes.byteLength - at);
       this.#chunk.set(bytes.subarray(at, at + take), inChunk);
       const last = this.#ranges.at(-1);
@@ -137,7 +138,6 @@ export class FileCutter {
         this.#wholeZeroChunk();
         continue;
       }
-      this.#chunk ??= newChunk(length);
       this.#chunk.fill(0, inChunk, inChunk + take);
       this.#advance(take, length);
     }
@@ -154,18 +154,12 @@ export class FileCutter {
   #advance(count: number, chunkLength: number): void {
     this.#position += count;
     if (this.#position % this.#chunkSize !== 0 && this.#position !== this.#size) return;
-    const address = this.#sink.add(this.#chunk!, this.#size <= this.#chunkSize);
+    const address = this.#sink.add(this.#chunk.subarray(0, chunkLength), this.#size <= this.#chunkSize);
     this.#addresses.push(address);
     for (const [offset, length] of this.#ranges) this.#parts.push({ address, size: chunkLength, offset, length });
-    this.#chunk = null;
     this.#ranges = [];
   }
 }
 
 /** As many as a blob may have chunks. */
 const PIECES_MAX = NYDUS_LIMITS.chunksPerBlob;
-
-/** Not zeroed: every byte is written before it is used. */
-function newChunk(length: number): Uint8Array {
-  return Buffer.allocUnsafeSlow(length);
-}

@@ -82,6 +82,7 @@ export async function buildNativeLayer(input: NativeLayerInput): Promise<NydusLa
     container,
     digest: await pieceHash(digester),
     crc32c: await chunkCrc(),
+    chunkSize,
     batchSize: options.batchSize,
   });
   const files = new FileCutter(chunkSize, source.digest, chunks);
