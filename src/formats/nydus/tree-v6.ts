@@ -80,8 +80,8 @@ class TreeReader {
   /** Inode of the tree by nid; a directory is in `#directories` too. */
   readonly #known = new Map<number, number>();
   readonly #types = new Map<number, FileType>();
-  /** i_nlink by inode of the tree; of files, since those of directories follow from the tree. */
-  readonly #links = new Map<number, number>();
+  /** i_nlink by inode of the tree; 0 for directories, whose links follow from the tree. */
+  readonly #links: number[] = [];
   #budget: number;
 
   constructor(bytes: Uint8Array, input: TreeV6Input) {
@@ -129,14 +129,16 @@ class TreeReader {
     }
     const tree = builder.finish();
     // of a file that layers above hid names of, the image may count those too, as overlayfs does; never fewer than can be seen
-    for (const [inode, nlink] of this.#links) tree.nlink[inode] = Math.max(tree.nlink[inode]!, nlink);
+    this.#links.forEach((nlink, inode) => {
+      tree.nlink[inode] = Math.max(tree.nlink[inode]!, nlink);
+    });
     return { tree, inodeOfNid: this.#known };
   }
 
   #remember(raw: RawInode, inode: number): void {
     this.#known.set(raw.nid, inode);
     this.#types.set(raw.nid, raw.type);
-    if (raw.type !== FileType.directory) this.#links.set(inode, raw.nlink);
+    this.#links[inode] = raw.type === FileType.directory ? 0 : raw.nlink;
   }
 
   #inode(nid: number): RawInode {

@@ -90,18 +90,25 @@ export function chunkTable(tree: FileTree, chunkSize: number, blobs: readonly Im
   return bytes;
 }
 
-function sortedPlaces(blobs: readonly ImageBlob[], fileOffsets: readonly Float64Array[], count: number): ChunkPlace[] {
-  const places: ChunkPlace[] = new Array(count);
-  let next = 0;
-  for (const [blob, elements] of fileOffsets.entries()) {
-    for (let element = 0; element < elements.length; element++) {
-      if (elements[element] !== UNUSED) places[next++] = { blob, element };
-    }
-  }
+function sortedPlaces(
+  blobs: readonly ImageBlob[],
+  fileOffsets: readonly Float64Array[],
+  count: number,
+): readonly ChunkPlace[] {
   const digests = blobs.map(({ chunks: { digest } }) =>
     Buffer.from(digest.buffer, digest.byteOffset, digest.byteLength),
   );
+  // the first bytes decide nearly always, and a number compares ten times as fast
+  const places: (ChunkPlace & { readonly head: number })[] = new Array(count);
+  let next = 0;
+  for (const [blob, elements] of fileOffsets.entries()) {
+    for (let element = 0; element < elements.length; element++) {
+      if (elements[element] !== UNUSED)
+        places[next++] = { blob, element, head: digests[blob]!.readUInt32BE(element * 32) };
+    }
+  }
   return places.sort((a, b) => {
+    if (a.head !== b.head) return a.head - b.head;
     const [atA, atB] = [a.element * 32, b.element * 32];
     const order = digests[a.blob]!.compare(digests[b.blob]!, atB, atB + 32, atA, atA + 32);
     return order || a.blob - b.blob || a.element - b.element;
