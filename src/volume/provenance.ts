@@ -58,6 +58,8 @@ export interface DescribedBlocks {
   readonly sha256: ReadonlyMap<number, string>;
   /** Base64 of the sha256 over the digests in order. */
   readonly linear: string | null;
+  /** [first, count]: runs of blocks that nothing lies in. */
+  readonly unused: readonly (readonly [number, number])[];
 }
 
 export interface VolumeDocument {
@@ -66,6 +68,8 @@ export interface VolumeDocument {
   readonly platform: string;
   readonly snapshotter: string;
   readonly images: readonly DescribedImage[];
+  /** The highest number that any snapshot ever had. */
+  readonly snapshotSequence: number | null;
   readonly options: {
     readonly blobs: boolean;
     readonly pinned: boolean;
@@ -172,6 +176,8 @@ function parseManifest(manifest: JsonObject, path: string, statement: StatementP
     images: optionalArray(manifest, "images", path, LIST_MAX).map((value, index) =>
       parseImage(asObject(value, `${path}.images[${index}]`), `${path}.images[${index}]`),
     ),
+    snapshotSequence:
+      field(manifest, "snapshotSequence") === undefined ? null : count(manifest, "snapshotSequence", path),
     options: {
       blobs: flag(options, "blobs", path),
       pinned: flag(options, "pinned", path),
@@ -238,7 +244,13 @@ function parseBlocks(blocks: JsonObject, path: string): DescribedBlocks {
     if (!/^(0|[1-9]\d{0,9})$/.test(index) || !/^[0-9a-f]{64}$/.test(hex)) throw wrong(what, "digests by number", index);
     sha256.set(Number(index), hex);
   }
-  return { size: count(blocks, "size", what), sha256, linear: optionalString(blocks, "linear", what) ?? null };
+  const unused = optionalArray(blocks, "unused", what, LIST_MAX).map((value, index): [number, number] => {
+    const [first, length] = Array.isArray(value) ? (value as unknown[]) : [];
+    if (!isCount(first) || !isCount(length))
+      throw wrong(`${what}.unused[${index}]`, "a first block and a count", value);
+    return [first, length];
+  });
+  return { size: count(blocks, "size", what), sha256, linear: optionalString(blocks, "linear", what) ?? null, unused };
 }
 
 function digest(object: JsonObject, key: string, what: string): Digest {

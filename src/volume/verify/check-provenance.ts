@@ -116,6 +116,9 @@ export function checkMaterials(document: VolumeDocument, blobs: Iterable<Digest>
   }
 }
 
+/** Digest of a disk: sha256 over the sha256 of those of its blocks that are not zeros. */
+const BLOCKS_DIGEST = "sha256Blocks512KiB";
+
 /** Files of the volume that the statement gives digests of. Subjects are named by their path in containerd's root; the disk by its own name. */
 export async function checkSubjects(
   document: VolumeDocument,
@@ -134,7 +137,12 @@ export async function checkSubjects(
   for (const { name, digest } of statement.subjects) {
     const inode = findPath(stored.tree, root.inode, name) ?? findPath(stored.tree, 0, name);
     const wanted = digest.sha256;
-    if (wanted === undefined) {
+    if (digest[BLOCKS_DIGEST] !== undefined && document.blocks !== null) {
+      // the sum over its blocks, which checkBlocks compares with the disk's
+      const sum = Buffer.from(document.blocks.linear ?? "", "base64").toString("hex");
+      if (sum !== digest[BLOCKS_DIGEST])
+        findings.differs("provenance", document.path, `the subject ${name}`, digest[BLOCKS_DIGEST], sum);
+    } else if (wanted === undefined) {
       findings.open("subjects of the provenance", "only sha256 is compared");
     } else if (inode !== null) {
       if (name.endsWith(META_DATABASE)) databases++;
@@ -171,22 +179,25 @@ export async function checkBlocks(
   const linear = createHash("sha256");
   const count = Math.ceil(disk.disk.size / BLOCK_BYTES);
   for (let index = 0; index < count; index++) {
+    if (index % 32 === 31) {
+      await setImmediate();
+      signal.throwIfAborted();
+    }
+    onBytes(BLOCK_BYTES);
     const length = readFully(disk.fd, buffer, index * BLOCK_BYTES);
     buffer.fill(0, length);
     const wanted = blocks.sha256.get(index) ?? null;
     if (wanted === null) {
-      if (!buffer.equals(ZERO_BLOCK)) findings.add("provenance", blockPlace(index), "is not zero");
+      if (buffer.equals(ZERO_BLOCK)) continue;
+      if (blocks.unused.some(([first, length]) => index >= first && index < first + length)) {
+        findings.open("blocks that nothing lies in", "they hold what an earlier volume left");
+      } else findings.add("provenance", blockPlace(index), "is not zero");
     } else {
       const digest = createHash("sha256").update(buffer).digest();
       linear.update(digest);
       if (digest.toString("hex") !== wanted) {
         findings.differs("provenance", blockPlace(index), "its sha256", digest.toString("hex"), wanted);
       }
-    }
-    onBytes(BLOCK_BYTES);
-    if (index % 32 === 31) {
-      await setImmediate();
-      signal.throwIfAborted();
     }
   }
   const beyond = [...blocks.sha256.keys()].filter((index) => index >= count);

@@ -41,6 +41,8 @@ export interface RecordOptions {
   readonly snapshotter: string;
   /** Nanoseconds since 1970 that every record has; null: any. */
   readonly time: bigint | null;
+  /** Sequence of the snapshots in both databases; null: any above their numbers. */
+  readonly sequence: number | null;
   /** True: the volume is as it was built; nothing may be there that a build does not write. */
   readonly exact: boolean;
 }
@@ -67,13 +69,13 @@ export function readMetaRecords(root: Bucket, options: RecordOptions): MetaRecor
   const blobs = readBlobs(content.bucket("blob"), options);
   mustBeEmpty(content, "ingests", options);
   content.finish();
-  const images = namespace
-    .bucket("images")
-    .buckets()
-    .map(([name, record]) => readImage(name, record, options));
+  const named = namespace.bucket("images");
+  const images = named.buckets().map(([name, record]) => readImage(name, record, options));
+  named.finish();
   const snapshotters = namespace.bucket("snapshots");
   const own = snapshotters.bucket(options.snapshotter);
   const snapshots = readSnapshots(own, options);
+  checkSequence(own, options);
   for (const name of snapshotters.keys) {
     if (name === options.snapshotter || exact) continue;
     snapshotters.optionalBucket(name);
@@ -96,9 +98,18 @@ export function readMetaRecords(root: Bucket, options: RecordOptions): MetaRecor
 function mustBeEmpty(parent: RecordReader, name: string, { exact, findings }: RecordOptions): void {
   const found = exact ? parent.bucket(name) : parent.optionalBucket(name);
   const count = found === null ? 0 : [...found.keys].length;
-  if (found === null || count === 0) return;
+  if (found === null) return;
+  if (exact && found.sequence !== 0) findings.differs("database", found.place, "its sequence", found.sequence, 0);
+  if (count === 0) return;
   if (exact) findings.add("database", found.place, `holds ${count} records, should be empty`);
   else findings.open(`meta.db: ${name}`, "it was left by a containerd", count);
+}
+
+/** As built, where that is known: a number that was handed out is never given again. */
+export function checkSequence(snapshots: RecordReader, { sequence, findings }: RecordOptions): void {
+  if (sequence !== null && snapshots.sequence !== sequence) {
+    findings.differs("database", snapshots.place, "the sequence", snapshots.sequence, sequence);
+  }
 }
 
 export function stamps(record: RecordReader, { time, findings }: Pick<RecordOptions, "time" | "findings">): void {
@@ -151,6 +162,7 @@ function readSnapshots(bucket: RecordReader, options: RecordOptions): Map<string
       const value = children!.bytes(child);
       if (value !== null && value.byteLength > 0) children!.wrong(child, "a value where there is none");
     }
+    children?.finish();
     const labels = record.labels();
     checkSnapshotLabels(labels, chainID, record.place, options.findings);
     snapshots.set(chainID, {

@@ -31,8 +31,8 @@ export interface OpenDisk extends Disposable {
 export const PARTITION_AT = MiB;
 const BACKUP_MARGIN = MiB;
 
-/** Throws HS_NOT_FOUND, HS_FORMAT_UNSUPPORTED for what is neither. */
-export function openVolume(path: string): OpenDirectory | OpenDisk {
+/** `assumed`: what to take bytes for that show nothing of what they are. Throws HS_NOT_FOUND, HS_FORMAT_UNSUPPORTED for what is neither. */
+export function openVolume(path: string, assumed: "gpt" | "ext4" | null = null): OpenDirectory | OpenDisk {
   const known = statSync(path, { throwIfNoEntry: false });
   if (known === undefined) throw new HeadstartError("HS_NOT_FOUND", { what: path });
   if (known.isDirectory()) return { kind: "directory", path, [Symbol.dispose]() {} };
@@ -42,7 +42,7 @@ export function openVolume(path: string): OpenDirectory | OpenDisk {
   const fd = openSync(path, "r");
   try {
     const disk = fdSource(fd, known.isFile() ? fstatSync(fd).size : deviceSize(fd));
-    const kind = recognise(disk);
+    const kind = recognise(disk) ?? assumed;
     if (kind === null) {
       throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `${path}: neither ext4 nor a disk with a GPT` });
     }

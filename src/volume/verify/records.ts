@@ -122,7 +122,9 @@ export class RecordReader {
   labels(): Map<string, string> {
     const reader = this.optionalBucket("labels");
     if (reader === null) return new Map();
-    return new Map([...reader.keys].map((name) => [name, reader.text(name) ?? ""]));
+    const labels = new Map([...reader.keys].map((name) => [name, reader.text(name) ?? ""]));
+    reader.finish();
+    return labels;
   }
 
   wrong(name: string, message: string): void {

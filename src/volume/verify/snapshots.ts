@@ -8,7 +8,7 @@ import type { Bucket } from "../bolt/ondisk.ts";
 import { backendName, NAMESPACE, uvarint } from "../containerd-db.ts";
 import type { Findings } from "./findings.ts";
 import type { Chain } from "./graph.ts";
-import { checkSnapshotLabels, type MetaRecords, type RecordOptions, stamps } from "./meta-db.ts";
+import { checkSequence, checkSnapshotLabels, type MetaRecords, type RecordOptions, stamps } from "./meta-db.ts";
 import { printable, RecordReader } from "./records.ts";
 
 export interface BackendRecord {
@@ -44,6 +44,7 @@ export function readBackendRecords(root: Bucket, options: RecordOptions): Backen
     if (id !== null) records.push({ ...found, id });
   }
   snapshots.finish("any");
+  checkSequence(snapshots, options);
   const highest = Math.max(0, ...records.map((record) => record.id));
   if (snapshots.sequence < highest) {
     findings.add("snapshot", snapshots.place, `its sequence is ${snapshots.sequence}, the highest id is ${highest}`);

@@ -75,28 +75,52 @@ const DATABASE_BYTES_MAX = 512 * MiB;
 
 /** Throws HS_NOT_FOUND, HS_FORMAT_UNSUPPORTED, HS_LIMIT, and what sources throw. */
 export async function verifyVolume(request: VerifyRequest): Promise<Verification> {
-  using volume = openVolume(request.path);
-  return await new VolumeVerification(request, volume).run();
+  const findings = new Findings();
+  const document = readDocument(request.path, findings);
+  const { target } = document ?? {};
+  using volume = openVolume(request.path, target === "bottlerocket" ? "gpt" : target === undefined ? null : "ext4");
+  return await new VolumeVerification(request, volume, document, findings).run();
+}
+
+function readDocument(volume: string, findings: Findings): VolumeDocument | null {
+  const path = provenanceBeside(volume);
+  if (path === null) {
+    findings.open("names, ids and times", "there is no PATH.json beside the volume that says what they should be");
+    return null;
+  }
+  try {
+    return readVolumeDocument(path);
+  } catch (error) {
+    if (!isHeadstartError(error)) throw error;
+    findings.add("provenance", path, describeError(error));
+    return null;
+  }
 }
 
 class VolumeVerification {
   readonly #request: VerifyRequest;
   readonly #volume: OpenDirectory | OpenDisk;
-  readonly #findings = new Findings();
+  readonly #findings: Findings;
+  readonly #document: VolumeDocument | null;
   #bytes = 0;
   #layers = 0;
-  #document: VolumeDocument | null = null;
   #checked = { images: 0, names: 0, blobs: 0, snapshots: 0, provenSnapshots: 0, files: 0, blocks: 0 };
 
-  constructor(request: VerifyRequest, volume: OpenDirectory | OpenDisk) {
+  constructor(
+    request: VerifyRequest,
+    volume: OpenDirectory | OpenDisk,
+    document: VolumeDocument | null,
+    findings: Findings,
+  ) {
     this.#request = request;
     this.#volume = volume;
+    this.#document = document;
+    this.#findings = findings;
   }
 
   async run(): Promise<Verification> {
     const volume = this.#volume;
     const findings = this.#findings;
-    this.#readDocument();
     const stored = this.#tree();
     if (stored !== null) await this.#contents(stored);
     if (volume.kind === "disk" && this.#document !== null) {
@@ -113,23 +137,6 @@ class VolumeVerification {
       differenceCount: findings.count,
       differences: findings.differences,
     };
-  }
-
-  #readDocument(): void {
-    const path = provenanceBeside(this.#request.path);
-    if (path === null) {
-      this.#findings.open(
-        "what the volume should hold",
-        "there is no PATH.json beside it: names, ids and times are taken as they are",
-      );
-      return;
-    }
-    try {
-      this.#document = readVolumeDocument(path);
-    } catch (error) {
-      if (!isHeadstartError(error)) throw error;
-      this.#findings.add("provenance", path, describeError(error));
-    }
   }
 
   #tree(): StoredTree | null {
@@ -201,7 +208,7 @@ class VolumeVerification {
     const snapshotter = document?.snapshotter ?? SNAPSHOTTER;
     const { signal, path } = this.#request;
     const onBytes = (count: number) => this.#report(count);
-    const options = { findings, snapshotter, time, exact };
+    const options = { findings, snapshotter, time, exact, sequence: document?.snapshotSequence ?? null };
     const blobs = new StoredBlobs(stored, root.inode, findings, onBytes);
     const records = readMetaRecords(meta, options);
     const backend = readBackendRecords(backendRoot, options);
