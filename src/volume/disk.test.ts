@@ -17,6 +17,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { buildImage } from "../../test/build-image.ts";
+import { FakeRegistry } from "../../test/fakes/registry.ts";
 import { file, wholeTar } from "../../test/tar-bytes.ts";
 import { fsckExt4 } from "../../test/tools/ext4-image.ts";
 import { kernelLines } from "../../test/tools/kernel-lines.ts";
@@ -25,8 +26,9 @@ import { GiB, MiB } from "../base/limits.ts";
 import { PROJECT } from "../base/project.ts";
 import { compareTreeLines, type TreeLine } from "../erofs/tree-lines.ts";
 import { mount, unmount } from "../linux/mount.ts";
+import { MEDIA_TYPES } from "../oci/media-types.ts";
 import { parseSource } from "../oci/reference.ts";
-import { layerOfTar, writeImage } from "../sandbox/image-builder.ts";
+import { layerOf, layerOfTar, writeImage } from "../sandbox/image-builder.ts";
 import type { TarEntry } from "../sandbox/tar-writer.ts";
 import { buildVolume, type DiskSettings, openPlan, type VolumeLayout } from "./build.ts";
 import { SNAPSHOT_BLOCK } from "./fill.ts";
@@ -427,6 +429,28 @@ test("without blobs and without labels, when that is asked for", async () => {
   assert.deepEqual(blobs.sort(), [manifest.images[0]!.manifest, manifest.images[0]!.config].map(digestHex).sort());
   assert.ok(kernelLines(root, 1n << 62n).every((line) => line.xattrs?.["security.selinux"] === undefined));
   assert.deepEqual(manifest.options, { ...manifest.options, blobs: false, selinux: false });
+});
+
+test("a registry that fails in the middle of a layer leaves nothing behind", async () => {
+  await using registry = await FakeRegistry.start();
+  const layer = layerOf([{ path: "noise", data: noise("layer", MiB) }]);
+  const rootfs = { type: "layers", diff_ids: [layer.diffID] };
+  const config = { architecture: "amd64", os: "linux", rootfs, config: {} };
+  const types = MEDIA_TYPES;
+  const manifest = {
+    schemaVersion: 2,
+    mediaType: types.ociManifest,
+    config: registry.putBlob("app", Buffer.from(JSON.stringify(config)), types.ociConfig),
+    layers: [registry.putBlob("app", layer.source as Buffer, layer.descriptor.mediaType)],
+  };
+  registry.putManifest("app", manifest, types.ociManifest, "1");
+  const place = join(directory, "registry");
+  mkdirSync(place);
+  const match = layer.descriptor.digest;
+  registry.inject({ match, times: 1000, fault: { kind: "status", status: 404 } });
+  const output = join(place, "disk.img");
+  await assert.rejects(build([`docker://${registry.host}/app:1`], { output }), { code: "HS_BLOB_NOT_FOUND" });
+  assert.deepEqual(readdirSync(place), []);
 });
 
 test("what ext4 or containerd cannot take, a wrong blob, an interrupt and a full disk leave nothing behind; what exists is not touched", async () => {

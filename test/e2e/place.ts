@@ -16,7 +16,7 @@ import { type Executed, type ExecuteOptions, execute } from "../../src/sandbox/p
 import { pushImage } from "../../src/sandbox/push.ts";
 import { Registry } from "../../src/sandbox/registry.ts";
 
-const COMMAND = join(dirname(dirname(import.meta.dirname)), "bin/headstart");
+export const COMMAND = join(dirname(dirname(import.meta.dirname)), "bin/headstart");
 
 /** Runs the command line as a user does. */
 export function headstart(args: readonly string[], options: ExecuteOptions = {}): Promise<Executed> {

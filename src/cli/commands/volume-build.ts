@@ -36,7 +36,7 @@ interface BuildOptions extends AccessOptions, ClusterFlags {
   readonly name?: readonly string[];
   readonly include?: string;
   readonly size: string;
-  readonly selinux?: boolean;
+  readonly selinux: boolean;
   readonly previous?: string;
   readonly hot?: string;
   readonly dryRun?: boolean;
@@ -63,9 +63,10 @@ export function registerVolumeBuild(volume: Command): void {
     .option("--include <FILE>", "more sources: one a line, # begins a comment")
     .addOption(new Option("--size <auto|GIB>", "of the disk, in whole GiB").default("auto").helpGroup(DISKS))
     .addOption(
-      new Option("--no-selinux", "no labels on containerd's stores (default: as a node of the layout has them)")
-        .default(undefined)
-        .helpGroup(DISKS),
+      new Option(
+        "--no-selinux",
+        "no labels on containerd's stores (default: as a node of the layout has them)",
+      ).helpGroup(DISKS),
     )
     .addOption(
       new Option("--previous <VOLUME>", "the last build or its .json: what is still there keeps its place").helpGroup(
@@ -170,9 +171,11 @@ function diskSettings(layout: VolumeLayout, options: BuildOptions): DiskSettings
     throw new HeadstartError("HS_USAGE", { what: `--size ${options.size}: auto, or a whole number of GiB` });
   }
   if (layout === "containerd") {
-    const given = ["size", "selinux", "previous", "hot"].filter((name) =>
-      name === "size" ? size !== null : options[name as "hot"] !== undefined,
-    );
+    const given = [
+      size === null ? [] : ["size"],
+      options.selinux ? [] : ["no-selinux"],
+      ...(["previous", "hot"] as const).map((name) => (options[name] === undefined ? [] : [name])),
+    ].flat();
     if (given.length === 0) return undefined;
     throw new HeadstartError("HS_USAGE", { what: `--${given[0]} is for disk images: --layout bottlerocket or al2023` });
   }
@@ -183,7 +186,7 @@ function diskSettings(layout: VolumeLayout, options: BuildOptions): DiskSettings
   }
   return {
     sizeGib: size === null ? "auto" : Number(size[1]),
-    selinux: options.selinux,
+    selinux: options.selinux ? undefined : false,
     hot: options.hot === undefined ? undefined : readHotList(options.hot),
   };
 }
