@@ -30,18 +30,47 @@ export async function fillAll(options: {
   const { filler, signal, clock, layer } = options;
   let pauseMs = PAUSE_MS_FIRST;
   for (;;) {
-    const filledBefore = filler.state.filledUnits;
+    const filledBefore = filler.state.progress;
     const failure = await fillOnce(options);
     if (filler.state.complete) return;
     signal.throwIfAborted();
     if (isHeadstartError(failure, "HS_UNIT_DECODE", "HS_INDEX_MISMATCH")) throw failure;
     // as long as something comes, go on quickly
-    if (filler.state.filledUnits > filledBefore) pauseMs = PAUSE_MS_FIRST;
+    if (filler.state.progress > filledBefore) pauseMs = PAUSE_MS_FIRST;
     publish("layer:background-pause", { layer, pauseMs, error: failure });
     options.onPause?.(failure);
     await clock.sleep(pauseMs, signal);
     pauseMs = Math.min(PAUSE_MS_MAX, pauseMs * 2);
   }
+}
+
+/** Units of several files, once each and in this order. Never throws: whoever fills the files meets the same again. */
+export async function fillFirst(options: {
+  units: readonly { readonly filler: Filler; readonly unit: number }[];
+  budget: ByteBudget;
+  signal: AbortSignal;
+}): Promise<void> {
+  const { budget, signal } = options;
+  const running = new Set<Promise<void>>();
+  for (const { filler, unit } of options.units) {
+    if (signal.aborted) break;
+    if (filler.state.isSettled(unit)) continue;
+    let giveBack: () => void;
+    try {
+      giveBack = await budget.take(filler.table.unitEnd[unit]! - filler.table.unitStart[unit]!, signal);
+    } catch {
+      break;
+    }
+    const work = filler
+      .fillUnit(unit, { priority: "background", signal })
+      .catch(() => {})
+      .finally(() => {
+        giveBack();
+        running.delete(work);
+      });
+    running.add(work);
+  }
+  await Promise.all(running);
 }
 
 /** Tries every unit that is still a hole; the last error, or undefined. Stops early where going on is of no use. */
@@ -53,7 +82,7 @@ async function fillOnce(options: Parameters<typeof fillAll>[0]): Promise<unknown
   const running = new Set<Promise<void>>();
   for (const unit of order(options.first, table.unitCount)) {
     if (stop || signal.aborted) break;
-    if (state.units.has(unit)) continue;
+    if (state.isSettled(unit)) continue;
     let giveBack: () => void;
     try {
       // stored and decoded bytes are in memory together for a moment

@@ -30,8 +30,37 @@ export type ToDecoder =
       readonly layer: number;
       readonly unit: number;
       readonly stored: Uint8Array;
+      /** Of the unit these alone, each by itself; null: all of it, or nothing. */
+      readonly pieces: Uint32Array | null;
+    }
+  /** Takes pieces from other files of this machine. */
+  | {
+      readonly t: "copy";
+      readonly job: number;
+      readonly layer: number;
+      readonly unit: number;
+      readonly copy: CopyPieces;
     };
 
+/** `pieces[i]` is at byte `offsets[i]` of the open file `fds[i]`, as far as is known. */
+export interface CopyPieces {
+  readonly pieces: Uint32Array;
+  readonly fds: Int32Array;
+  readonly offsets: Float64Array;
+}
+
+/** Pieces that do not have their digest; all others were written. */
+export interface BadPieces {
+  readonly pieces: Uint32Array;
+  readonly what: string;
+}
+
 export type FromDecoder =
-  | { readonly t: "done"; readonly job: number; readonly decodeMs: number; readonly writes: number }
+  | {
+      readonly t: "done";
+      readonly job: number;
+      readonly decodeMs: number;
+      readonly writes: number;
+      readonly bad: BadPieces | null;
+    }
   | { readonly t: "failed"; readonly job: number; readonly code: ErrorCode; readonly what: string };

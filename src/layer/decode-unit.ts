@@ -5,33 +5,44 @@
 
 import { hash } from "node:crypto";
 import type { MessagePort } from "node:worker_threads";
-import { describeError, HeadstartError, kindOf } from "../base/errors.ts";
+import { describeError, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
 import type { DecodeTable, UnitDecoder, UnitTable } from "../formats/format.ts";
-import type { DecodeContext, FromDecoder, ToDecoder } from "./decode-protocol.ts";
+import { type PieceHash, pieceHash, verifyPiece } from "../formats/piece-hash.ts";
+import { copyPiece } from "./copy-piece.ts";
+import type { BadPieces, DecodeContext, FromDecoder, ToDecoder } from "./decode-protocol.ts";
 import { Scatterer } from "./scatter.ts";
 
 interface OpenLayer {
   readonly context: DecodeContext;
   /** Made at the first unit: a layer that is only mounted costs a worker nothing. */
   decoder: UnitDecoder | null;
+  pieceHash: PieceHash | null;
 }
 
 type DecoderFactory = (table: DecodeTable, units: UnitTable) => UnitDecoder;
+type Done = Omit<Extract<FromDecoder, { t: "done" }>, "t" | "job" | "decodeMs">;
 
-/** Answers `port` until the thread ends. */
+/** Answers `port` until the thread ends. It is asked for one thing at a time. */
 export function serveDecodes(port: MessagePort, decoderFor: DecoderFactory): void {
   const layers = new Map<number, OpenLayer>();
   const scatterer = new Scatterer();
   port.on("message", (message: ToDecoder) => {
     switch (message.t) {
       case "open":
-        layers.set(message.context.layer, { context: message.context, decoder: null });
+        layers.set(message.context.layer, { context: message.context, decoder: null, pieceHash: null });
         return;
       case "close":
         layers.delete(message.layer);
         return;
       case "decode":
-        port.postMessage(decode(layers.get(message.layer), message, decoderFor, scatterer));
+        void answer(layers.get(message.layer), message, (layer) => decode(layer, message, decoderFor, scatterer)).then(
+          (result) => port.postMessage(result),
+        );
+        return;
+      case "copy":
+        void answer(layers.get(message.layer), message, (layer) => copy(layer, message)).then((result) =>
+          port.postMessage(result),
+        );
         return;
       default:
         message satisfies never;
@@ -39,29 +50,95 @@ export function serveDecodes(port: MessagePort, decoderFor: DecoderFactory): voi
   });
 }
 
-function decode(
+async function answer(
   layer: OpenLayer | undefined,
-  message: Extract<ToDecoder, { t: "decode" }>,
-  decoderFor: DecoderFactory,
-  scatterer: Scatterer,
-): FromDecoder {
+  message: Extract<ToDecoder, { t: "decode" | "copy" }>,
+  work: (layer: OpenLayer) => Done,
+): Promise<FromDecoder> {
   const started = performance.now();
-  const { job, unit, stored } = message;
+  const { job, unit } = message;
   try {
     if (layer === undefined)
       throw new HeadstartError("HS_INTERNAL", { what: `decoder: layer ${message.layer} is not open` });
-    const { context } = layer;
-    verifyStored(context, unit, stored);
-    layer.decoder ??= decoderFor(context.decode, context.units);
-    const decoded = layer.decoder.decode(unit, stored);
-    verifyPieces(context, unit, decoded);
-    layer.decoder.check(unit, decoded);
-    const writes = scatterer.scatter(context, unit, decoded);
-    return { t: "done", job, decodeMs: performance.now() - started, writes };
+    const { pieceDigest, pieceDigestAlgorithm } = layer.context.units;
+    if (pieceDigest !== null) layer.pieceHash ??= await pieceHash(pieceDigestAlgorithm!);
+    return { t: "done", job, decodeMs: performance.now() - started, ...work(layer) };
   } catch (error) {
     const what = `unit ${unit} of ${layer?.context.what}: ${describeError(error)}`;
     if (error instanceof HeadstartError) return { t: "failed", job, code: error.code, what };
     return { t: "failed", job, code: kindOf(error) === "exhausted" ? "HS_DISK_FULL" : "HS_INTERNAL", what };
+  }
+}
+
+function decode(
+  layer: OpenLayer,
+  message: Extract<ToDecoder, { t: "decode" }>,
+  decoderFor: DecoderFactory,
+  scatterer: Scatterer,
+): Done {
+  const { unit, stored } = message;
+  const { context } = layer;
+  verifyStored(context, unit, stored);
+  layer.decoder ??= decoderFor(context.decode, context.units);
+  const decoded = decodeStored(layer.decoder, context, unit, stored);
+  if (message.pieces === null) {
+    const { start, pieces } = context.pieces;
+    if (context.units.pieceDigest !== null) {
+      for (let index = start[unit]!; index < start[unit + 1]!; index++) verifyWhole(layer, pieces[index]!, decoded);
+    }
+    layer.decoder.check(unit, decoded);
+    return { writes: scatterer.scatter(context, unit, decoded), bad: null };
+  }
+  layer.decoder.check(unit, decoded);
+  const wrong = new BadCollector(context, unit);
+  const good = message.pieces.filter((piece) => wrong.passes(piece, () => verify(layer, piece, decoded)));
+  return { writes: scatterer.scatter(context, unit, decoded, good), bad: wrong.found };
+}
+
+function copy(layer: OpenLayer, message: Extract<ToDecoder, { t: "copy" }>): Done {
+  const { context } = layer;
+  const { units } = context;
+  const { pieces, fds, offsets } = message.copy;
+  const wrong = new BadCollector(context, message.unit);
+  pieces.forEach((piece, index) => {
+    const bytes = copyPiece({
+      from: fds[index]!,
+      fromOffset: offsets[index]!,
+      to: context.imageFd,
+      toOffset: units.pieceAddress[piece]!,
+      length: units.pieceLength[piece]!,
+    });
+    wrong.passes(piece, () => verifyPiece(units, piece, bytes, layer.pieceHash!, context.what));
+  });
+  return { writes: pieces.length, bad: wrong.found };
+}
+
+/** Keeps the pieces that are wrong; the rest of a unit may be right. */
+class BadCollector {
+  readonly #context: DecodeContext;
+  readonly #unit: number;
+  readonly #pieces: number[] = [];
+  #what = "";
+
+  constructor(context: DecodeContext, unit: number) {
+    this.#context = context;
+    this.#unit = unit;
+  }
+
+  passes(piece: number, check: () => void): boolean {
+    try {
+      check();
+      return true;
+    } catch (error) {
+      if (!isHeadstartError(error, "HS_UNIT_DIGEST")) throw error;
+      this.#pieces.push(piece);
+      this.#what ||= `unit ${this.#unit} of ${this.#context.what}: ${error.details.what}`;
+      return false;
+    }
+  }
+
+  get found(): BadPieces | null {
+    return this.#pieces.length === 0 ? null : { pieces: Uint32Array.from(this.#pieces), what: this.#what };
   }
 }
 
@@ -78,24 +155,33 @@ function verifyStored(context: DecodeContext, unit: number, stored: Uint8Array):
     throw new HeadstartError("HS_UNIT_DIGEST", { what: `stored bytes have sha256 ${got}, not ${want}`, got, want });
 }
 
-function verifyPieces(context: DecodeContext, unit: number, decoded: Uint8Array): void {
-  const { units, pieces } = context;
-  if (decoded.byteLength !== units.unitDecodedLength[unit])
+/** Throws HS_UNIT_DECODE where the stored bytes are known to be right, else HS_UNIT_DIGEST: other ones may decode. */
+function decodeStored(decoder: UnitDecoder, context: DecodeContext, unit: number, stored: Uint8Array): Uint8Array {
+  const { units } = context;
+  try {
+    const decoded = decoder.decode(unit, stored);
+    if (decoded.byteLength === units.unitDecodedLength[unit]) return decoded;
     throw new HeadstartError("HS_UNIT_DECODE", {
       what: `it decodes to ${decoded.byteLength} bytes, not ${units.unitDecodedLength[unit]}`,
     });
-  if (units.pieceDigest === null) return;
-  for (let index = pieces.start[unit]!; index < pieces.start[unit + 1]!; index++) {
-    const piece = pieces.pieces[index]!;
-    const offset = units.pieceOffset[piece]!;
-    const want = Buffer.from(units.pieceDigest.subarray(piece * 32, piece * 32 + 32)).toString("hex");
-    const got = hash("sha256", decoded.subarray(offset, offset + units.pieceLength[piece]!), "hex");
-    // where the stored bytes were right, other ones would not help
-    if (got !== want)
-      throw new HeadstartError(units.unitDigest === null ? "HS_UNIT_DIGEST" : "HS_UNIT_DECODE", {
-        what: `piece ${piece} has sha256 ${got}, not ${want}`,
-        got,
-        want,
-      });
+  } catch (error) {
+    if (units.unitDigest !== null || !isHeadstartError(error, "HS_UNIT_DECODE")) throw error;
+    throw new HeadstartError("HS_UNIT_DIGEST", { what: error.details.what, cause: error });
+  }
+}
+
+function verify(layer: OpenLayer, piece: number, decoded: Uint8Array): void {
+  const { units, what } = layer.context;
+  const offset = units.pieceOffset[piece]!;
+  verifyPiece(units, piece, decoded.subarray(offset, offset + units.pieceLength[piece]!), layer.pieceHash!, what);
+}
+
+/** Where the stored bytes were right, other ones would not help. */
+function verifyWhole(layer: OpenLayer, piece: number, decoded: Uint8Array): void {
+  try {
+    verify(layer, piece, decoded);
+  } catch (error) {
+    if (layer.context.units.unitDigest === null || !isHeadstartError(error, "HS_UNIT_DIGEST")) throw error;
+    throw new HeadstartError("HS_UNIT_DECODE", { what: error.details.what, cause: error });
   }
 }

@@ -7,19 +7,23 @@ import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { HeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
-import type { DecodeContext, FromDecoder, ToDecoder } from "./decode-protocol.ts";
+import type { BadPieces, CopyPieces, DecodeContext, FromDecoder, ToDecoder } from "./decode-protocol.ts";
 import { PRIORITIES, type Priority } from "./interfaces.ts";
 
 export interface DecodedUnit {
   readonly decodeMs: number;
   readonly writes: number;
+  /** Of pieces that were asked for one by one: those with another digest. */
+  readonly bad: BadPieces | null;
 }
 
 interface Job {
   readonly id: number;
   readonly layer: number;
   readonly unit: number;
-  readonly stored: Uint8Array;
+  readonly work:
+    | { readonly t: "decode"; readonly stored: Uint8Array; readonly pieces: Uint32Array | null }
+    | { readonly t: "copy"; readonly copy: CopyPieces };
   priority: Priority;
   readonly resolve: (unit: DecodedUnit) => void;
   readonly reject: (error: unknown) => void;
@@ -79,13 +83,30 @@ export class Decoders implements AsyncDisposable {
 
   /**
    * Verifies, decodes and writes one unit. Throws HS_UNIT_DIGEST (other bytes may help), HS_UNIT_DECODE and HS_INDEX_MISMATCH (the index is wrong),
-   * HS_DISK_FULL, HS_CANCELED when the layer is closed first.
+   * HS_DISK_FULL, HS_CANCELED when the layer is closed first. With `pieces` a wrong digest is no error but in `bad`: the other pieces are written.
    */
-  decode(options: { layer: number; unit: number; stored: Uint8Array; priority: Priority }): Promise<DecodedUnit> {
-    if (this.#closed || !this.#contexts.has(options.layer))
-      return Promise.reject(new HeadstartError("HS_CANCELED", { what: `layer ${options.layer} is closed` }));
+  decode(options: {
+    layer: number;
+    unit: number;
+    stored: Uint8Array;
+    pieces: Uint32Array | null;
+    priority: Priority;
+  }): Promise<DecodedUnit> {
+    const { layer, unit, priority, stored, pieces } = options;
+    return this.#add({ layer, unit, priority, work: { t: "decode", stored, pieces } });
+  }
+
+  /** Copies pieces of a unit from other files, whose descriptors stay open meanwhile, and verifies what came. Throws as `decode`. */
+  copy(options: { layer: number; unit: number; copy: CopyPieces; priority: Priority }): Promise<DecodedUnit> {
+    const { layer, unit, priority, copy } = options;
+    return this.#add({ layer, unit, priority, work: { t: "copy", copy } });
+  }
+
+  #add(job: Pick<Job, "layer" | "unit" | "priority" | "work">): Promise<DecodedUnit> {
+    if (this.#closed || !this.#contexts.has(job.layer))
+      return Promise.reject(new HeadstartError("HS_CANCELED", { what: `layer ${job.layer} is closed` }));
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ id: this.#nextJob++, ...options, resolve, reject });
+      this.#waiting.push({ id: this.#nextJob++, ...job, resolve, reject });
       this.#dispatch();
     });
   }
@@ -121,10 +142,15 @@ export class Decoders implements AsyncDisposable {
       const job = this.#waiting.splice(mostUrgent(this.#waiting), 1)[0]!;
       thread.job = job;
       thread.worker.ref();
+      const { id, layer, unit, work } = job;
+      if (work.t === "copy") {
+        send(thread, { t: "copy", job: id, layer, unit, copy: work.copy });
+        continue;
+      }
       // handed over, not shared: V8 does not count shared buffers when it decides to collect garbage, and hundreds of MB of fetched bytes would pile up. The copy costs a
-      // hundredth of the decoding; `job.stored` may be a part of a larger buffer that others still use
-      const stored = new Uint8Array(job.stored);
-      send(thread, { t: "decode", job: job.id, layer: job.layer, unit: job.unit, stored }, [stored.buffer]);
+      // hundredth of the decoding; `stored` may be a part of a larger buffer that others still use
+      const stored = new Uint8Array(work.stored);
+      send(thread, { t: "decode", job: id, layer, unit, stored, pieces: work.pieces }, [stored.buffer]);
     }
   }
 
@@ -145,7 +171,7 @@ export class Decoders implements AsyncDisposable {
     const job = thread.job;
     if (job === null || job.id !== message.job) return;
     this.#free(thread, job);
-    if (message.t === "done") job.resolve({ decodeMs: message.decodeMs, writes: message.writes });
+    if (message.t === "done") job.resolve({ decodeMs: message.decodeMs, writes: message.writes, bad: message.bad });
     else job.reject(new HeadstartError(message.code, { what: message.what }));
     this.#dispatch();
   }

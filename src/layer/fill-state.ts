@@ -16,11 +16,47 @@ import { alignDown, alignUp } from "../base/ranges.ts";
 import { BLOCK_SIZE, type Placement } from "../erofs/placement.ts";
 import type { UnitTable } from "../formats/format.ts";
 import { type UnitPieces, visitPieces } from "./unit-index.ts";
+import type { UnitLog } from "./unit-log.ts";
 
 /** Headers of one file, at most: a PAX header with a long name and some xattrs, and the file's own. Longer ones are checked in part before the data, in whole at the seal. */
 const HEADER_BYTES_MAX = 4096;
 
-export class FillState {
+/** What is filled of one file with holes, and what a range still needs. A layer's file: `FillState`; a data file: `DataFill`, where a unit may be wanted in part. */
+export interface UnitFill {
+  /** One bit per block of the file. */
+  readonly fillMap: Bitmap;
+  /** Grows with whatever is filled. */
+  readonly progress: number;
+  /** Nothing is left to be filled in the background. */
+  readonly complete: boolean;
+  readonly statistics: FillStatistics;
+  /** Nothing of it is left to be filled. */
+  isFilled(unit: number): boolean;
+  /** Nothing of it is left for the background: it is filled, or what is missing came wrong every time. */
+  isSettled(unit: number): boolean;
+  /** Units that must be filled before all blocks of the file range [start, end) may be read, in order of first need. */
+  unitsFor(start: number, end: number): number[];
+  /** Pieces of the unit to be filled now; null: all of it, or nothing. */
+  wanted(unit: number): Uint32Array | null;
+  /** The bytes of these pieces (null: of the whole unit) are on disk and verified. */
+  markUnit(unit: number, pieces: Uint32Array | null): void;
+  /** These pieces came wrong every time. */
+  refuse(pieces: Uint32Array): void;
+  /** True where all that the unit holds of the file range may be read, though it was not filled as a whole. */
+  isFilledWithin(unit: number, start: number, end: number): boolean;
+  /** Notes on disk what `markUnit` was told. */
+  persist(log: UnitLog, unit: number, pieces: Uint32Array | null): void;
+}
+
+export interface FillStatistics {
+  readonly unitsFilled: number;
+  readonly unitsTotal: number;
+  /** Decoded bytes of what is filled, and of all. */
+  readonly bytesFilled: number;
+  readonly bytesTotal: number;
+}
+
+export class FillState implements UnitFill {
   readonly units: Bitmap;
   /** One bit per block of the layer file. */
   readonly fillMap: Bitmap;
@@ -66,13 +102,39 @@ export class FillState {
     this.fillMap.setRange(next, blockCount);
   }
 
-  get filledUnits(): number {
+  get progress(): number {
     return this.#filledUnits;
   }
 
-  /** Decoded bytes of the filled units. */
-  get filledBytes(): number {
-    return this.#filledBytes;
+  get statistics(): FillStatistics {
+    return {
+      unitsFilled: this.#filledUnits,
+      unitsTotal: this.#table.unitCount,
+      bytesFilled: this.#filledBytes,
+      bytesTotal: this.#table.unitDecodedLength.reduce((sum, length) => sum + length, 0),
+    };
+  }
+
+  isFilled(unit: number): boolean {
+    return this.units.has(unit);
+  }
+
+  isSettled(unit: number): boolean {
+    return this.units.has(unit);
+  }
+
+  wanted(): null {
+    return null;
+  }
+
+  refuse(): void {}
+
+  isFilledWithin(): boolean {
+    return false;
+  }
+
+  persist(log: UnitLog, unit: number): void {
+    log.persist(this.units, unit, unit + 1);
   }
 
   get complete(): boolean {
@@ -93,7 +155,6 @@ export class FillState {
     }
   }
 
-  /** Units that must be filled before all blocks of the file range [start, end) may be read, in order of first need. */
   unitsFor(start: number, end: number): number[] {
     const wanted = new Set<number>();
     const placement = this.#placement;

@@ -17,12 +17,14 @@ import type { Range } from "../base/ranges.ts";
 import { BLOCK_SIZE } from "../erofs/placement.ts";
 import type { UnitTable } from "../formats/format.ts";
 import type { Decoders } from "./decoders.ts";
-import type { FillState } from "./fill-state.ts";
+import type { UnitFill } from "./fill-state.ts";
 import { isMoreUrgent, type Priority, type StoredRange, type UnitFetcher } from "./interfaces.ts";
 import type { UnitLog } from "./unit-log.ts";
 
 /** How often a unit whose bytes are wrong is fetched before its readers get an error. */
 const ATTEMPTS = 3;
+/** Flights of one unit that one range may need. */
+const ROUNDS_MAX = 4;
 /** What a process may wait for one read. Longer than every retry of the transport, shorter than people's patience with a D state. */
 const DEADLINE_MS = 120_000;
 
@@ -45,13 +47,15 @@ export interface FillerParts {
   readonly layer: number;
   readonly what: string;
   readonly table: UnitTable;
-  readonly state: FillState;
+  readonly state: UnitFill;
   readonly log: UnitLog;
   readonly fetcher: UnitFetcher;
   readonly decoders: Decoders;
   /** The index does not tell the truth about a unit. Called once. */
   readonly onIndexFailure: (error: HeadstartError) => void;
   readonly deadlineMs?: number | undefined;
+  /** Takes these pieces of the unit from elsewhere on this machine, verified. False where that cannot be done: they are fetched. Only where units are wanted in part. */
+  readonly copy?: (unit: number, pieces: Uint32Array, priority: Priority) => Promise<boolean>;
 }
 
 export class Filler {
@@ -65,7 +69,7 @@ export class Filler {
     this.#parts = parts;
   }
 
-  get state(): FillState {
+  get state(): UnitFill {
     return this.#parts.state;
   }
 
@@ -101,11 +105,22 @@ export class Filler {
       const message = `bytes ${range.start}-${range.end} of ${what}: nothing came within ${deadlineMs / 1000} s`;
       giveUp.abort(new HeadstartError("HS_FILL_TIMEOUT", { what: message }));
     }, deadlineMs);
-    const units = state.unitsFor(first * BLOCK_SIZE, last * BLOCK_SIZE);
+    const [start, end] = [first * BLOCK_SIZE, last * BLOCK_SIZE];
+    let unitCount = 0;
     try {
-      await Promise.all(
-        units.map((unit) => this.fillUnit(unit, { priority: options.priority, signal: giveUp.signal })),
-      );
+      // what an image binds while its unit is under way takes another flight
+      for (let round = 0; round < ROUNDS_MAX && !state.fillMap.hasAll(first, last); round++) {
+        const units = state.unitsFor(start, end);
+        unitCount += units.length;
+        await Promise.all(
+          units.map((unit) =>
+            this.fillUnit(unit, { priority: options.priority, signal: giveUp.signal }).catch((error: unknown) => {
+              // somebody else's part of the unit may be what is wrong
+              if (!state.isFilledWithin(unit, start, end)) throw error;
+            }),
+          ),
+        );
+      }
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener("abort", onAbort);
@@ -121,7 +136,7 @@ export class Filler {
       layer: this.#parts.layer,
       start: range.start,
       end: range.end,
-      units: units.length,
+      units: unitCount,
       priority: options.priority,
       waitMs: performance.now() - startedMs,
     });
@@ -130,7 +145,7 @@ export class Filler {
   /** Resolves when `unit` is filled. Throws as `ensure`. */
   fillUnit(unit: number, options: FillOptions): Promise<void> {
     const { signal, priority } = options;
-    if (this.#parts.state.units.has(unit)) return Promise.resolve();
+    if (this.#parts.state.isFilled(unit)) return Promise.resolve();
     const refused = this.#refused.get(unit);
     if (refused !== undefined) return Promise.reject(refused);
     if (this.#closed)
@@ -189,18 +204,8 @@ export class Filler {
 
   async #fly(flight: Flight): Promise<void> {
     const { unit } = flight;
-    const { state, log, layer, table } = this.#parts;
     try {
-      await this.#fetchAndDecode(flight);
-      if (this.#closed) throw new HeadstartError("HS_CANCELED", { what: `${this.#parts.what} was closed` });
-      state.markUnit(unit);
-      try {
-        log.persist(state.units, unit);
-      } catch (error) {
-        // the bytes are there and right; only the next start will fetch them again
-        publish("layer:unit-log-failed", { layer, unit, error });
-      }
-      publish("layer:unit", { layer, unit, priority: flight.priority, bytes: table.unitDecodedLength[unit] });
+      await this.#fill(flight);
     } catch (error) {
       if (isHeadstartError(error, "HS_UNIT_DECODE", "HS_INDEX_MISMATCH")) this.#refuse(unit, error);
       throw error;
@@ -209,11 +214,22 @@ export class Filler {
     }
   }
 
-  async #fetchAndDecode(flight: Flight): Promise<void> {
-    const { layer, fetcher, decoders } = this.#parts;
+  async #fill(flight: Flight): Promise<void> {
+    const { layer, state, fetcher, decoders, copy } = this.#parts;
     const { unit } = flight;
     for (let attempt = 0; ; attempt++) {
+      const pieces = state.wanted(unit);
+      // an image may have bound more of it while the last pieces came
+      if (pieces?.length === 0) return;
+      if (attempt === 0 && pieces !== null && copy !== undefined) {
+        flight.fetching = false;
+        if (await copy(unit, pieces, flight.priority)) {
+          this.#mark(flight, pieces, true);
+          return;
+        }
+      }
       flight.fetching = true;
+      flight.abort.signal.throwIfAborted();
       const stored = await fetcher.fetch(this.#storedRange(unit), {
         priority: flight.priority,
         attempt,
@@ -221,14 +237,34 @@ export class Filler {
       });
       flight.fetching = false;
       try {
-        await decoders.decode({ layer, unit, stored, priority: flight.priority });
-        return;
+        const { bad } = await decoders.decode({ layer, unit, stored, pieces, priority: flight.priority });
+        const isGood = (piece: number) => bad?.pieces.includes(piece) !== true;
+        const good = pieces?.filter(isGood) ?? null;
+        if (good?.length !== 0) this.#mark(flight, good, false);
+        if (bad === null) return;
+        if (attempt + 1 >= ATTEMPTS) state.refuse(bad.pieces);
+        throw new HeadstartError("HS_UNIT_DIGEST", { what: bad.what });
       } catch (error) {
         if (!isHeadstartError(error, "HS_UNIT_DIGEST")) throw error;
         publish("layer:unit-bad", { layer, unit, attempt, error });
         if (attempt + 1 >= ATTEMPTS) throw error;
       }
     }
+  }
+
+  #mark(flight: Flight, pieces: Uint32Array | null, copied: boolean): void {
+    const { unit } = flight;
+    const { state, log, layer, table } = this.#parts;
+    if (this.#closed) throw new HeadstartError("HS_CANCELED", { what: `${this.#parts.what} was closed` });
+    state.markUnit(unit, pieces);
+    try {
+      state.persist(log, unit, pieces);
+    } catch (error) {
+      // the bytes are there and right; only the next start will fetch them again
+      publish("layer:unit-log-failed", { layer, unit, error });
+    }
+    const bytes = pieces?.reduce((sum, piece) => sum + table.pieceLength[piece]!, 0) ?? table.unitDecodedLength[unit];
+    publish(copied ? "layer:unit-copied" : "layer:unit", { layer, unit, priority: flight.priority, bytes });
   }
 
   #refuse(unit: number, error: HeadstartError): void {

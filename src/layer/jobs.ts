@@ -4,23 +4,34 @@
  */
 
 import { availableParallelism } from "node:os";
+import type { Digest } from "../base/digest.ts";
 import { Limit } from "../base/limit.ts";
 import { type WorkerJobOptions, WorkerPool } from "../base/worker-pool.ts";
+import type { DataTable } from "../formats/format.ts";
 import type { Unpacked, UnpackRequest } from "./eager-unpack.ts";
 import type { Prepared, PrepareRequest } from "./prepare.ts";
+import type { MakeDataRequest, MakeImageRequest, OpenDataRequest, PreparedData } from "./prepare-data.ts";
 import type { SealRequest } from "./seal.ts";
 
 export type LayerJob =
   | { readonly t: "prepare"; readonly request: PrepareRequest }
   | { readonly t: "prepare-again"; readonly request: PrepareRequest }
   | { readonly t: "unpack"; readonly ring: SharedArrayBuffer; readonly request: UnpackRequest }
-  | { readonly t: "seal"; readonly request: SealRequest };
+  | { readonly t: "seal"; readonly request: SealRequest }
+  | { readonly t: "data-keys"; readonly tables: readonly DataTable[] }
+  | { readonly t: "make-data"; readonly request: MakeDataRequest }
+  | { readonly t: "open-data"; readonly request: OpenDataRequest }
+  | { readonly t: "make-image"; readonly request: MakeImageRequest };
 
 export interface JobResults {
   readonly prepare: Prepared;
   readonly "prepare-again": Prepared;
   readonly unpack: Unpacked;
   readonly seal: { readonly t: "sealed" };
+  readonly "data-keys": Digest[];
+  readonly "make-data": PreparedData;
+  readonly "open-data": PreparedData;
+  readonly "make-image": { readonly imageSize: number; readonly inodeCount: number };
 }
 
 /** Idle threads that are kept. */
@@ -48,6 +59,10 @@ export class LayerWorkers implements AsyncDisposable {
       // more threads than cores: some wait for the network
       unpack: new Limit(options.unpackThreads ?? Math.max(4, cores)),
       seal: new Limit(Math.max(1, cores >> 1)),
+      "data-keys": prepare,
+      "make-data": prepare,
+      "open-data": prepare,
+      "make-image": prepare,
     };
   }
 

@@ -2,6 +2,8 @@
  * One layer on disk: a sparse EROFS file, and how to fill its holes. What the FUSE server reads from (it satisfies the server's `HoleFile`), what mounts are made of.
  * Life: state.ts; filling: filler.ts; files and rows: store.ts, which makes these objects.
  *
+ * By kind (rows.ts): a "layer" is one file; an "image" is metadata alone, and what it still lacks lies in its `devices`; a "data" file is such a device, which several images share.
+ *
  * Invariant: a byte is readable (its block's bit in `fillMap` is set) only after it was verified.
  */
 
@@ -14,22 +16,41 @@ import type { Range } from "../base/ranges.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
 import type { Placement } from "../erofs/placement.ts";
 import type { LayerIdentity, LayerRole } from "../formats/format.ts";
-import { fillAll } from "./background.ts";
+import { fillAll, fillFirst } from "./background.ts";
 import type { ByteBudget } from "./byte-budget.ts";
+import { DataFill } from "./data-fill.ts";
+import type { FillStatistics } from "./fill-state.ts";
 import type { Filler } from "./filler.ts";
 import type { Priority } from "./interfaces.ts";
+import type { PieceSet } from "./piece-set.ts";
 import type { RestMap } from "./rest.ts";
+import type { LayerKind } from "./rows.ts";
 import type { SealRequest } from "./seal.ts";
 import { type LayerState, transition } from "./state.ts";
 
-/** What is behind a file that has holes. Null parts of it are gone once the layer is sealed. */
+/** What is behind a file that has holes. Gone once the layer is sealed. */
 export interface LazyContent {
   readonly filler: Filler;
-  readonly restFd: number;
-  readonly placement: Placement;
-  readonly rest: RestMap;
-  readonly streamLength: number;
   readonly prefetchUnits: readonly number[];
+  /** What the check of the whole needs; null for a data file, whose pieces are checked one by one. */
+  readonly stream: {
+    readonly restFd: number;
+    readonly placement: Placement;
+    readonly rest: RestMap;
+    readonly streamLength: number;
+  } | null;
+}
+
+/** One data file of an image, and what the image needs of it. */
+export interface DeviceUse {
+  readonly layer: LayerImage;
+  readonly set: PieceSet;
+}
+
+/** What the author of an image wants first: units of its devices, in order. */
+export interface PrefetchUnit {
+  readonly layer: LayerImage;
+  readonly piece: number;
 }
 
 export interface LayerContent {
@@ -39,13 +60,8 @@ export interface LayerContent {
   readonly lazy: LazyContent | null;
 }
 
-export interface LayerStatistics {
-  readonly unitsFilled: number;
-  readonly unitsTotal: number;
-  /** Decoded bytes of filled units, of all units. For a layer without units: those of the file. */
-  readonly bytesFilled: number;
-  readonly bytesTotal: number;
-}
+/** Decoded bytes of filled units, of all units. For a layer without units: those of the file. Of data files and images in pieces (chunks). */
+export type LayerStatistics = FillStatistics;
 
 /** What a LayerImage needs of its store. */
 export interface LayerHost {
@@ -78,6 +94,7 @@ const NEVER_RIGHT: readonly ErrorCode[] = [
 export class LayerImage implements AsyncDisposable {
   /** Row in store.ts; also the FUSE node. Never reused. */
   readonly id: number;
+  readonly kind: LayerKind;
   readonly name: string;
   /** The layer file. */
   readonly path: string;
@@ -87,23 +104,35 @@ export class LayerImage implements AsyncDisposable {
   readonly #host: LayerHost;
   #state: LayerState;
   #content: LayerContent | null;
+  readonly #devices: readonly DeviceUse[];
+  readonly #prefetch: readonly PrefetchUnit[];
   #background: Promise<void> | null = null;
+  /** A data file was asked to fill itself while it was about to be sealed. */
+  #again = false;
   #trouble: string | null = null;
   readonly #closing = new AbortController();
   readonly #held = new Set<Promise<void>>();
-  #settled = Promise.withResolvers<void>();
+  readonly #settled = Promise.withResolvers<void>();
+  /** Rejects when it is broken or closed. */
+  readonly #failed = Promise.withResolvers<never>();
 
   constructor(options: {
     id: number;
+    kind: LayerKind;
     path: string;
     identity: LayerIdentity;
     role: LayerRole;
     format: string;
     state: LayerState;
     content: LayerContent | null;
+    devices?: readonly DeviceUse[];
+    prefetch?: readonly PrefetchUnit[];
     host: LayerHost;
   }) {
     this.id = options.id;
+    this.kind = options.kind;
+    this.#devices = options.devices ?? [];
+    this.#prefetch = options.prefetch ?? [];
     this.name = String(options.id);
     this.path = options.path;
     this.identity = options.identity;
@@ -113,6 +142,7 @@ export class LayerImage implements AsyncDisposable {
     this.#content = options.content;
     this.#host = options.host;
     this.#settled.promise.catch(() => {});
+    this.#failed.promise.catch(() => {});
     this.#settle();
   }
 
@@ -120,18 +150,40 @@ export class LayerImage implements AsyncDisposable {
     return this.id;
   }
 
+  /** Of an image: also broken when one of its devices is. */
   get state(): LayerState {
+    if (this.#state.t === "broken") return this.#state;
+    for (const { layer } of this.#devices) {
+      const { state } = layer;
+      if (state.t === "broken") return { ...state, reason: `${layer.what}: ${state.reason}` };
+    }
     return this.#state;
   }
 
   /** "layer sha256:…", for messages. */
   get what(): string {
-    return `layer ${this.identity.digest}`;
+    const noun = { layer: "layer", image: "image over", data: "blob" }[this.kind];
+    return `${noun} ${this.identity.digest}`;
   }
 
-  /** All bytes are there and were verified as a whole: the file may be mounted as it is, without us. */
+  /** All bytes are there and were verified as a whole: the file may be mounted as it is, without us. Of an image: all that it needs of its devices. */
   get isComplete(): boolean {
+    return this.#isSettled && this.#devices.every(({ set }) => set.left === 0);
+  }
+
+  get #isSettled(): boolean {
     return this.#state.t === "syncing" || this.#state.t === "sealed";
+  }
+
+  /** An image's data files, in the order of their device numbers; `isComplete` when all is there that this image needs of them. */
+  get devices(): readonly { readonly layer: LayerImage; readonly isComplete: boolean }[] {
+    return this.#devices.map(({ layer, set }) => ({ layer, isComplete: set.left === 0 }));
+  }
+
+  /** Of a data file with holes. */
+  get dataFill(): DataFill | null {
+    const fill = this.#content?.lazy?.filler.state;
+    return fill instanceof DataFill ? fill : null;
   }
 
   /** Bytes of the layer file. Throws HS_LAYER_STATE before there is one, as `fd` and `fillMap` do. */
@@ -157,12 +209,29 @@ export class LayerImage implements AsyncDisposable {
     await lazy.filler.ensure(range, { priority: options.priority ?? "demand", signal: options.signal });
   }
 
-  /** Fills the whole layer at background priority, then seals it. Goes on until that is done, the layer is closed, or it turns out broken. Idempotent. */
+  /**
+   * Fills the whole layer at background priority, then seals it. Goes on until that is done, the layer is closed, or it turns out broken. Idempotent. An image: what its author
+   * wants first, then all its devices.
+   */
   startBackground(): void {
+    if (this.kind === "image") {
+      this.#background ??= this.#completeDevices().finally(() => {
+        this.#background = null;
+      });
+      return;
+    }
+    if (this.#background !== null) this.#again = this.kind === "data";
     if (this.#background !== null || this.#state.t !== "lazy") return;
+    this.#again = false;
     this.#background = this.#complete().finally(() => {
       this.#background = null;
+      if (this.#again && !this.#closing.signal.aborted) this.startBackground();
     });
+  }
+
+  /** Resolves when no background work is under way, of this layer's own. */
+  async whenIdle(): Promise<void> {
+    while (this.#background !== null) await this.#background;
   }
 
   /**
@@ -171,19 +240,29 @@ export class LayerImage implements AsyncDisposable {
    */
   async whenComplete(signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
-    if (signal === undefined) return await this.#settled.promise;
+    const settled = Promise.all([this.#settled.promise, ...this.#devices.map((each) => this.#whenThere(each))]);
+    settled.catch(() => {});
     let onAbort: (() => void) | undefined;
     try {
+      if (signal === undefined) {
+        await settled;
+        return;
+      }
       await Promise.race([
-        this.#settled.promise,
+        settled,
         new Promise<never>((_, reject) => {
           onAbort = () => reject(signal.reason);
           signal.addEventListener("abort", onAbort, { once: true });
         }),
       ]);
     } finally {
-      if (onAbort !== undefined) signal.removeEventListener("abort", onAbort);
+      if (onAbort !== undefined) signal?.removeEventListener("abort", onAbort);
     }
+  }
+
+  /** Throws when the device never will have it, or either is closed first. */
+  async #whenThere({ layer, set }: DeviceUse): Promise<void> {
+    await Promise.race([set.complete, layer.#failed.promise, this.#failed.promise]);
   }
 
   tree(): Promise<FileTree> {
@@ -192,13 +271,14 @@ export class LayerImage implements AsyncDisposable {
 
   statistics(): LayerStatistics {
     const content = this.#content;
-    if (content?.lazy) {
-      const { state, table } = content.lazy.filler;
+    if (content?.lazy) return content.lazy.filler.state.statistics;
+    if (this.kind === "image") {
+      const sum = (of: (set: PieceSet) => number) => this.#devices.reduce((total, { set }) => total + of(set), 0);
       return {
-        unitsFilled: state.filledUnits,
-        unitsTotal: table.unitCount,
-        bytesFilled: state.filledBytes,
-        bytesTotal: table.unitDecodedLength.reduce((sum, length) => sum + length, 0),
+        unitsFilled: sum((set) => set.count - set.left),
+        unitsTotal: sum((set) => set.count),
+        bytesFilled: sum((set) => set.bytes - set.bytesLeft),
+        bytesTotal: sum((set) => set.bytes),
       };
     }
     const bytes = content?.size ?? 0;
@@ -227,6 +307,14 @@ export class LayerImage implements AsyncDisposable {
     this.become({ t: "syncing" });
   }
 
+  /** A data file that was complete has holes again: an image wants more of it. The file and its fill map stay what they are. */
+  extend(lazy: LazyContent): void {
+    const content = this.#readable();
+    if (content.lazy !== null || this.#state.t !== "lazy")
+      throw new HeadstartError("HS_INTERNAL", { what: `${this.what} is ${this.#state.t} and has holes already` });
+    this.#content = { ...content, lazy };
+  }
+
   /** An eager pull has failed. What may pass leaves the layer "opening": the next pull begins anew under the same id. */
   fail(error: unknown): void {
     if (this.#state.t === "pulling") {
@@ -239,7 +327,9 @@ export class LayerImage implements AsyncDisposable {
 
   /** Why the background fill waits or stopped; null when all is well. */
   get trouble(): string | null {
-    return this.#trouble;
+    return (
+      this.#trouble ?? this.#devices.find(({ layer, set }) => set.left > 0 && layer.trouble)?.layer.trouble ?? null
+    );
   }
 
   /** Aborts when the layer is closed. */
@@ -264,10 +354,11 @@ export class LayerImage implements AsyncDisposable {
     this.#content = null;
     if (content !== null) {
       await content.lazy?.filler.close();
-      if (content.lazy !== null) closeSync(content.lazy.restFd);
+      if (content.lazy?.stream) closeSync(content.lazy.stream.restFd);
       closeSync(content.fd);
     }
     this.#settled.reject(reason);
+    this.#failed.reject(reason);
     this.#host.forget(this);
   }
 
@@ -282,9 +373,24 @@ export class LayerImage implements AsyncDisposable {
   }
 
   #settle(): void {
-    if (this.isComplete) this.#settled.resolve();
-    if (this.#state.t === "broken")
-      this.#settled.reject(new HeadstartError("HS_LAYER_BROKEN", { what: `${this.what}: ${this.#state.reason}` }));
+    if (this.#isSettled) this.#settled.resolve();
+    if (this.#state.t !== "broken") return;
+    const error = new HeadstartError("HS_LAYER_BROKEN", { what: `${this.what}: ${this.#state.reason}` });
+    this.#settled.reject(error);
+    this.#failed.reject(error);
+  }
+
+  /** Never throws: what goes wrong is the trouble of a device, or met again when it fills itself. */
+  async #completeDevices(): Promise<void> {
+    const { budget } = this.#host;
+    const signal = this.#closing.signal;
+    const units = this.#prefetch.flatMap(({ layer, piece }) => {
+      const filler = layer.#content?.lazy?.filler;
+      return filler === undefined ? [] : [{ filler, unit: filler.table.pieceUnit[piece]! }];
+    });
+    await fillFirst({ units, budget, signal });
+    if (signal.aborted) return;
+    for (const { layer } of this.#devices) layer.startBackground();
   }
 
   /** Never throws: what happens is the state. */
@@ -293,6 +399,7 @@ export class LayerImage implements AsyncDisposable {
     if (!lazy) return;
     const signal = this.#closing.signal;
     this.become({ t: "filling" });
+    this.dataFill?.forgetRefused();
     try {
       await fillAll({
         filler: lazy.filler,
@@ -311,6 +418,14 @@ export class LayerImage implements AsyncDisposable {
       await this.#checkWhole(lazy, signal);
       await this.#host.makeDurable(this);
       signal.throwIfAborted();
+      if (this.dataFill?.whole === false) {
+        // more of it was bound meanwhile, or some of it came wrong every time
+        this.#again = !this.dataFill.complete;
+        if (this.dataFill.refusedPieces > 0)
+          this.#trouble = `${this.dataFill.refusedPieces} chunks are other bytes than an image says, from every source`;
+        this.become({ t: "lazy" });
+        return;
+      }
       this.become({ t: "sealed" });
       await this.#release(lazy);
       await this.#host.dropHelpers(this);
@@ -335,11 +450,12 @@ export class LayerImage implements AsyncDisposable {
     if (this.#content === null) return;
     this.#content = { ...this.#content, lazy: null };
     await lazy.filler.close();
-    closeSync(lazy.restFd);
+    if (lazy.stream !== null) closeSync(lazy.stream.restFd);
   }
 
-  async #checkWhole(lazy: LazyContent, signal: AbortSignal): Promise<void> {
-    const { restFd, placement, rest, streamLength } = lazy;
+  async #checkWhole({ stream }: LazyContent, signal: AbortSignal): Promise<void> {
+    if (stream === null) return;
+    const { restFd, placement, rest, streamLength } = stream;
     const { identity, role } = this;
     const treePath = this.#host.treePath(this);
     await this.#host.checkWhole(

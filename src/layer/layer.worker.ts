@@ -8,6 +8,7 @@ import { ByteRing } from "./byte-ring.ts";
 import { unpackLayer } from "./eager-unpack.ts";
 import type { JobResults, LayerJob } from "./jobs.ts";
 import { type OpenLazy, prepareAgain, prepareNew } from "./prepare.ts";
+import { dataKeys, makeData, makeImage, openData } from "./prepare-data.ts";
 import { checkWhole } from "./seal.ts";
 
 const port = parentPort!;
@@ -39,6 +40,14 @@ async function run(job: LayerJob): Promise<JobResults[keyof JobResults]> {
       return await prepareAgain(job.request, openLazy);
     case "seal":
       return await checkWhole(job.request);
+    case "data-keys":
+      return dataKeys(job.tables);
+    case "make-data":
+      return await makeData(job.request);
+    case "open-data":
+      return await openData(job.request);
+    case "make-image":
+      return await makeImage(job.request);
     default:
       throw job satisfies never;
   }

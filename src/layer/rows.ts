@@ -1,5 +1,5 @@
 /**
- * The table of layers, `layers.db`: all SQL of this module. A row's id names the layer's directory, its FUSE node and its mount, and is never used again.
+ * The tables of layers, `layers.db`: all SQL of this module. A row's id names the layer's directory, its FUSE node and its mount, and is never used again.
  * Layers with the same key are the same layer, whatever image wants them; a broken one keeps its id but gives its key free.
  */
 
@@ -13,17 +13,29 @@ import { LAYER_STATES, type LayerState, type LayerStateName } from "./state.ts";
 /** Where a layer can be fetched again, without secrets. Opaque here, but for being JSON. */
 export type LayerSource = { readonly [field: string]: unknown };
 
+/** "layer": metadata and data in one file. "image": the metadata of a merged tree, whose data lie in the "data" files of its `devices`. */
+export type LayerKind = "layer" | "image" | "data";
+const KINDS: readonly LayerKind[] = ["layer", "image", "data"];
+
 export interface LayerKey {
+  /** Left out: "layer". */
+  readonly kind?: LayerKind;
   readonly identity: LayerIdentity;
   readonly role: LayerRole;
   /** Name of the format's adapter; "eager" when the whole blob is pulled. */
   readonly format: string;
   /** Digest of the table (zTOC, TOC, bootstrap); null for "eager". */
   readonly indexDigest: Digest | null;
+  /** Of data files: images that disagree about a chunk have different ones of the same blob. Left out: 0. */
+  readonly variant?: number;
 }
 
 export interface LayerRow extends LayerKey {
   readonly id: number;
+  readonly kind: LayerKind;
+  readonly variant: number;
+  /** Of an image: its data files, in the order of their device numbers. */
+  readonly devices: readonly number[];
   readonly state: LayerState;
   readonly source: LayerSource;
   /** Bytes of the layer file, and inodes; 0 before it exists. */
@@ -59,6 +71,15 @@ const MIGRATIONS = [
      created_ms INTEGER NOT NULL
    ) STRICT;
    CREATE UNIQUE INDEX layers_by_key ON layers (key) WHERE state <> 'broken';`,
+  `ALTER TABLE layers ADD COLUMN kind TEXT NOT NULL DEFAULT 'layer';
+   ALTER TABLE layers ADD COLUMN variant INTEGER NOT NULL DEFAULT 0;
+   CREATE TABLE devices (
+     image INTEGER NOT NULL,
+     position INTEGER NOT NULL,
+     data INTEGER NOT NULL,
+     PRIMARY KEY (image, position)
+   ) STRICT, WITHOUT ROWID;
+   CREATE INDEX devices_by_data ON devices (data);`,
 ] as const;
 
 type SqlRow = Record<string, string | number | null>;
@@ -73,6 +94,10 @@ export class LayerRows implements Disposable {
   readonly #setState: StatementSync;
   readonly #setFacts: StatementSync;
   readonly #delete: StatementSync;
+  readonly #devicesOf: StatementSync;
+  readonly #usersOf: StatementSync;
+  readonly #addDevice: StatementSync;
+  readonly #dropDevices: StatementSync;
 
   /** Throws HS_FORMAT_UNSUPPORTED for a database of a newer program. */
   constructor(path: string) {
@@ -90,8 +115,8 @@ export class LayerRows implements Disposable {
       this.#db.exec(`BEGIN; ${MIGRATIONS[next]} PRAGMA user_version = ${next + 1}; COMMIT;`);
     }
     this.#insert = this.#db.prepare(
-      `INSERT INTO layers (key, state, digest, size, media_type, diff_id, role, format, index_digest, source, created_ms)
-       VALUES (?, 'opening', ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+      `INSERT INTO layers (key, state, digest, size, media_type, diff_id, role, format, index_digest, source, created_ms, kind, variant)
+       VALUES (?, 'opening', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     );
     this.#byKey = this.#db.prepare("SELECT * FROM layers WHERE key = ? AND state <> 'broken'");
     this.#byId = this.#db.prepare("SELECT * FROM layers WHERE id = ?");
@@ -101,6 +126,10 @@ export class LayerRows implements Disposable {
       "UPDATE layers SET image_size = ?, inode_count = ?, stream_length = ? WHERE id = ?",
     );
     this.#delete = this.#db.prepare("DELETE FROM layers WHERE id = ?");
+    this.#devicesOf = this.#db.prepare("SELECT data FROM devices WHERE image = ? ORDER BY position");
+    this.#usersOf = this.#db.prepare("SELECT DISTINCT image FROM devices WHERE data = ? ORDER BY image");
+    this.#addDevice = this.#db.prepare("INSERT INTO devices (image, position, data) VALUES (?, ?, ?)");
+    this.#dropDevices = this.#db.prepare("DELETE FROM devices WHERE image = ?");
   }
 
   /** A new row in state "opening". */
@@ -117,21 +146,23 @@ export class LayerRows implements Disposable {
       key.indexDigest,
       JSON.stringify(source),
       createdMs,
+      key.kind ?? "layer",
+      key.variant ?? 0,
     );
     return this.get(Number(result.lastInsertRowid))!;
   }
 
   /** The layer of that key that is not broken. */
   find(key: LayerKey): LayerRow | null {
-    return readRow(this.#byKey.get(keyText(key)) as SqlRow | undefined);
+    return this.#read(this.#byKey.get(keyText(key)) as SqlRow | undefined);
   }
 
   get(id: number): LayerRow | null {
-    return readRow(this.#byId.get(id) as SqlRow | undefined);
+    return this.#read(this.#byId.get(id) as SqlRow | undefined);
   }
 
   all(): LayerRow[] {
-    return (this.#all.all() as SqlRow[]).map((row) => readRow(row)!);
+    return (this.#all.all() as SqlRow[]).map((row) => this.#read(row)!);
   }
 
   setState(id: number, state: LayerState, bootId: string): void {
@@ -144,8 +175,26 @@ export class LayerRows implements Disposable {
     this.#setFacts.run(facts.imageSize, facts.inodeCount, facts.streamLength, id);
   }
 
+  /** The data files of an image that is being made. */
+  setDevices(image: number, data: readonly number[]): void {
+    this.#transaction(() => {
+      this.#dropDevices.run(image);
+      data.forEach((id, position) => {
+        this.#addDevice.run(image, position, id);
+      });
+    });
+  }
+
+  /** Images that refer to a data file. */
+  usersOf(data: number): number[] {
+    return (this.#usersOf.all(data) as SqlRow[]).map((row) => row.image as number);
+  }
+
   delete(id: number): void {
-    this.#delete.run(id);
+    this.#transaction(() => {
+      this.#dropDevices.run(id);
+      this.#delete.run(id);
+    });
   }
 
   /**
@@ -165,18 +214,42 @@ export class LayerRows implements Disposable {
   [Symbol.dispose](): void {
     this.#db.close();
   }
+
+  #read(row: SqlRow | undefined): LayerRow | null {
+    if (row === undefined) return null;
+    const isImage = row.kind === "image";
+    const devices = isImage ? (this.#devicesOf.all(row.id!) as SqlRow[]).map((device) => device.data as number) : [];
+    return readRow(row, devices);
+  }
+
+  #transaction(work: () => void): void {
+    this.#db.exec("BEGIN");
+    try {
+      work();
+      this.#db.exec("COMMIT");
+    } catch (error) {
+      this.#db.exec("ROLLBACK");
+      throw error;
+    }
+  }
 }
 
 /** Equal keys mean equal layer files. */
 export function keyText(key: LayerKey): string {
   const { identity } = key;
-  return [identity.digest, identity.diffID, key.role, key.format, key.indexDigest ?? "-"].join(" ");
+  const text = [identity.digest, identity.diffID, key.role, key.format, key.indexDigest ?? "-"].join(" ");
+  const { kind = "layer", variant = 0 } = key;
+  return kind === "layer" ? text : `${text} ${kind} ${variant}`;
 }
 
-function readRow(row: SqlRow | undefined): LayerRow | null {
-  if (row === undefined) return null;
+function readRow(row: SqlRow, devices: readonly number[]): LayerRow {
+  const kind = KINDS.find((known) => known === row.kind);
+  if (kind === undefined) throw new HeadstartError("HS_MALFORMED", { what: `layer ${row.id} is of kind ${row.kind}` });
   return {
     id: row.id as number,
+    kind,
+    variant: row.variant as number,
+    devices,
     state: readState(row),
     identity: {
       digest: row.digest as Digest,

@@ -28,15 +28,14 @@ export class Scatterer {
   readonly #imageBuffer = new Uint8Array(WRITE_BYTES);
   readonly #restBuffer = new Uint8Array(WRITE_BYTES);
 
-  /** Returns the number of writes. Throws what pwrite(2) says (ENOSPC: part of the unit may be written, which does no harm as no bit is set). */
-  scatter(target: ScatterTarget, unit: number, decoded: Uint8Array): number {
+  /** Writes the unit, or of it `only` these pieces (ascending). Returns the number of writes. Throws what pwrite(2) says (ENOSPC: part of the unit may be written, which does no harm as no bit is set). */
+  scatter(target: ScatterTarget, unit: number, decoded: Uint8Array, only: Uint32Array | null = null): number {
     const { units, pieces, placement } = target;
     const image = new GatheredWriter(target.imageFd, this.#imageBuffer, (start, end) =>
       isPadding(placement, start, end),
     );
     const rest = new GatheredWriter(target.restFd, this.#restBuffer, () => false);
-    for (let index = pieces.start[unit]!; index < pieces.start[unit + 1]!; index++) {
-      const piece = pieces.pieces[index]!;
+    for (const piece of only ?? pieces.pieces.subarray(pieces.start[unit]!, pieces.start[unit + 1]!)) {
       const start = units.pieceAddress[piece]!;
       const end = start + units.pieceLength[piece]!;
       // position in `decoded` = address + shift

@@ -61,7 +61,7 @@ test("a unit log keeps what was persisted, for its own boot and its own table", 
   const bitmap = new Bitmap(20);
   for (const unit of [0, 9, 19]) {
     bitmap.set(unit);
-    log.persist(bitmap, unit);
+    log.persist(bitmap, unit, unit + 1);
   }
   log.close();
   const again = UnitLog.open(path, 20, boot)!;

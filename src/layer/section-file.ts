@@ -7,7 +7,9 @@
  */
 
 import { createHash } from "node:crypto";
-import { readFile, rename, writeFile } from "node:fs/promises";
+import { constants } from "node:fs";
+import { open, readFile, rename, writeFile } from "node:fs/promises";
+import { dirname } from "node:path";
 import { Reader, Writer } from "../base/bytes.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { failpoint } from "../base/failpoint.ts";
@@ -19,11 +21,12 @@ export interface SectionFormat {
   readonly sectionCount: number;
 }
 
-/** Replaces `path` at once. Not synced: a seal syncs what it keeps, and what is not sealed is not believed after a reboot. */
+/** Replaces `path` at once. Not synced unless `durable`: a seal syncs what it keeps, and what is not sealed is not believed after a reboot. */
 export async function writeSections(
   path: string,
   format: SectionFormat,
   sections: readonly Uint8Array[],
+  options: { durable?: boolean } = {},
 ): Promise<void> {
   if (sections.length !== format.sectionCount)
     throw new HeadstartError("HS_INTERNAL", { what: `${format.magic}: ${sections.length} sections` });
@@ -37,9 +40,12 @@ export async function writeSections(
   for (const part of parts) hash.update(part);
   parts.push(hash.digest());
   const temporary = `${path}.new`;
-  await writeFile(temporary, parts, { mode: 0o600 });
+  await writeFile(temporary, parts, { mode: 0o600, flush: options.durable === true });
   failpoint("layer:section-rename");
   await rename(temporary, path);
+  if (options.durable !== true) return;
+  await using directory = await open(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY);
+  await directory.sync();
 }
 
 /** The sections, each over a SharedArrayBuffer of its own. Throws HS_MALFORMED, HS_TRUNCATED, HS_DIGEST_MISMATCH, or ENOENT. */

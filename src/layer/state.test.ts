@@ -9,6 +9,7 @@ const stateOf = (t: LayerStateName): LayerState =>
 const EXISTING = new Set([
   "opening>lazy",
   "opening>pulling",
+  "opening>sealed",
   "opening>broken",
   "lazy>filling",
   "lazy>broken",
@@ -23,6 +24,7 @@ const EXISTING = new Set([
   "pulling>broken",
   "syncing>sealed",
   "syncing>broken",
+  "sealed>lazy",
   "sealed>broken",
 ]);
 

@@ -7,6 +7,9 @@
  *    │  └─> pulling ──> syncing ─────────────────> sealed         without one: the whole blob in one pass
  *    └─────────┘                                                 network away, full disk: it may be pulled again
  *
+ *   opening ──> sealed                                           an image: its own file is complete at birth, its devices have states of their own
+ *   sealed ──> lazy                                              a data file of which one more image wants more
+ *
  *   any ──> broken (with a reason)                               never left: the layer is removed and made anew
  *
  * Syncing: all bytes are there and have the right digests, but a power loss may still take them. Sealed: the same, durably.
@@ -40,13 +43,13 @@ export const LAYER_STATES = [
 ] as const satisfies readonly LayerStateName[];
 
 const EDGES: { readonly [from in LayerStateName]: readonly LayerStateName[] } = {
-  opening: ["lazy", "pulling", "broken"],
+  opening: ["lazy", "pulling", "sealed", "broken"],
   lazy: ["filling", "broken"],
   filling: ["lazy", "verifying", "broken"],
   verifying: ["lazy", "sealed", "broken"],
   pulling: ["opening", "syncing", "broken"],
   syncing: ["sealed", "broken"],
-  sealed: ["broken"],
+  sealed: ["lazy", "broken"],
   broken: [],
 };
 

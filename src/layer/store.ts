@@ -8,7 +8,7 @@
  *                      index        the format's table as it was fetched (a zTOC); its digest is checked at every opening
  *                      rest         stream bytes that belong to no file (rest.ts)
  *                      tree         the FileTree (tree-file.ts)
- *   A sealed layer has `image` and `tree` only.
+ *   A sealed layer has `image` and `tree` only. Images over several blobs and their data files: data-store.ts.
  *
  * Orders that crashes cannot break: files, then the row's state; on removal the row, then the files. What is not sealed is believed only within one boot: after another one an
  * unsealed lazy layer keeps its index and begins with holes only, an eager one is pulled again.
@@ -29,8 +29,9 @@ import { Flights } from "../base/limit.ts";
 import { MiB } from "../base/limits.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
 import { BLOCK_SIZE } from "../erofs/placement.ts";
-import type { LayerIdentity, LayerRole, LazyLayer } from "../formats/format.ts";
+import type { BoundBlob, LayerIdentity, LayerRole, LazyLayer, MergedImage } from "../formats/format.ts";
 import { ByteBudget } from "./byte-budget.ts";
+import { DataStore } from "./data-store.ts";
 import { Decoders } from "./decoders.ts";
 import { pullEager } from "./eager.ts";
 import { FillState } from "./fill-state.ts";
@@ -62,6 +63,8 @@ export interface LayerStoreOptions {
 
 /** A row as `headstart status` shows it. */
 export interface LayerStatus extends LayerRow {
+  /** Of a data file: the images that refer to it. */
+  readonly users: readonly number[];
   /** Bytes that the layer's files take on disk. */
   readonly diskBytes: number;
   /** What keeps it from being complete: of the last pull or of the background fill. */
@@ -85,6 +88,7 @@ export class LayerStore implements AsyncDisposable {
   readonly #opening = new Flights<number, LayerImage>();
   readonly #creating = new Flights<string, LayerImage>();
   readonly #host: LayerHost;
+  readonly #data: DataStore;
 
   private constructor(root: string, options: LayerStoreOptions, rows: LayerRows) {
     this.root = root;
@@ -99,7 +103,7 @@ export class LayerStore implements AsyncDisposable {
       makeDurable: (layer) => this.#makeDurable(layer),
       dropHelpers: async (layer) => {
         await this.#rows.sync();
-        await this.#dropHelpers(layer.id);
+        if (layer.kind === "layer") await this.#dropHelpers(layer.id);
       },
       treePath: (layer) => this.#file(layer.id, "tree"),
       whenQuiet: async (signal) => await options.fetcher.whenQuiet?.(signal),
@@ -110,6 +114,18 @@ export class LayerStore implements AsyncDisposable {
       onIndexFailure: (layer, error) => this.#options.onIndexFailure?.(layer, error),
       forget: (layer) => this.#open.delete(layer.id),
     };
+    this.#data = new DataStore({
+      rows: this.#rows,
+      workers: this.#workers,
+      decoders: this.#decoders,
+      host: this.#host,
+      options,
+      directory: (id) => this.#directory(id),
+      opened: (id) => this.#open.get(id),
+      open: (id) => this.get(id),
+      keep: (layer) => this.#open.set(layer.id, layer),
+      uuid: layerUuid,
+    });
   }
 
   /** Opens the store and repairs what a crash left. Opens no layer: that happens when one is wanted. */
@@ -136,7 +152,10 @@ export class LayerStore implements AsyncDisposable {
     const rank = (row: LayerRow) => USABLE.indexOf(row.state.t);
     const found = this.#rows
       .all()
-      .filter((row) => row.identity.digest === identity.digest && row.identity.diffID === identity.diffID)
+      .filter(
+        (row) =>
+          row.kind === "layer" && row.identity.digest === identity.digest && row.identity.diffID === identity.diffID,
+      )
       .filter((row) => row.role === role && rank(row) >= 0);
     return found.toSorted((a, b) => rank(a) - rank(b) || a.id - b.id)[0] ?? null;
   }
@@ -228,6 +247,37 @@ export class LayerStore implements AsyncDisposable {
     return { layer, done };
   }
 
+  /**
+   * Makes the image of a merged tree over several blobs, or returns the one of that key (of kind "image") that is there. Data files that other images have are shared, where both say the same of
+   * every chunk that both know; else the image gets its own. Nothing is fetched. `dataSource`: where the blob of a new data file can be fetched again. Throws HS_INDEX_INVALID, HS_EROFS_LIMIT
+   * (more than 254 blobs), HS_LIMIT, HS_DISK_FULL; then nothing is left of it but a declared row, and data files that nobody refers to.
+   */
+  async createImage(options: {
+    key: LayerKey;
+    merged: MergedImage;
+    source: LayerSource;
+    dataSource: (blob: BoundBlob["blob"], space: number) => LayerSource;
+  }): Promise<LayerImage> {
+    return await this.#creating.join(keyText(options.key), async () => {
+      const row = this.declare(options.key, options.source);
+      if (row.state.t !== "opening") return await this.get(row.id);
+      try {
+        return await this.#data.createImage(row, options);
+      } catch (error) {
+        await rm(this.#directory(row.id), { recursive: true, force: true });
+        throw isFull(error) ? diskFull(`image over ${row.identity.digest}`, error) : error;
+      }
+    });
+  }
+
+  /** Data files that no image refers to, and that none which is being made is going to: they may be removed. */
+  unreferenced(): number[] {
+    return this.#rows
+      .all()
+      .filter((row) => row.kind === "data" && !this.#data.isUsed(row.id))
+      .map((row) => row.id);
+  }
+
   /** The open layer. Throws HS_NOT_FOUND, HS_LAYER_BROKEN when its files cannot be used, HS_LAYER_STATE when it has none yet. */
   async get(id: number): Promise<LayerImage> {
     const open = this.#open.get(id);
@@ -240,10 +290,13 @@ export class LayerStore implements AsyncDisposable {
     return this.#open.get(id) ?? null;
   }
 
-  /** Closes the layer and frees its disk space. The caller has unmounted it. Idempotent. */
+  /** Closes the layer and frees its disk space. The caller has unmounted it. Idempotent. Throws HS_LAYER_STATE for a data file that an image refers to. */
   async remove(id: number): Promise<void> {
+    if (this.#data.isUsed(id))
+      throw new HeadstartError("HS_LAYER_STATE", { what: `data file ${id} is part of an image` });
     await this.#open.get(id)?.close();
     this.#rows.delete(id);
+    this.#data.forget(id);
     failpoint("layer:remove");
     await rm(this.#directory(id), { recursive: true, force: true });
     publish("layer:removed", { layer: id });
@@ -253,6 +306,7 @@ export class LayerStore implements AsyncDisposable {
   list(): LayerStatus[] {
     return this.#rows.all().map((row) => ({
       ...row,
+      users: row.kind === "data" ? this.#rows.usersOf(row.id) : [],
       diskBytes: this.diskBytes(row.id),
       fill: this.#open.get(row.id)?.statistics() ?? null,
       trouble: (row.state.t === "opening" ? row.state.reason : this.#open.get(row.id)?.trouble) ?? null,
@@ -336,7 +390,9 @@ export class LayerStore implements AsyncDisposable {
   async #makeDurable(layer: LayerImage): Promise<void> {
     await chmod(layer.path, 0o400);
     const directory = this.#directory(layer.id);
-    for (const path of [layer.path, this.#file(layer.id, "tree"), directory, join(this.root, "layers")]) {
+    // a data file's log is believed as long as its row says that it is whole
+    const beside = this.#file(layer.id, layer.kind === "data" ? "units" : "tree");
+    for (const path of [layer.path, beside, directory, join(this.root, "layers")]) {
       await using file = await open(path, constants.O_RDONLY);
       await file.sync();
     }
@@ -394,7 +450,11 @@ export class LayerStore implements AsyncDisposable {
       fd,
       size: imageSize,
       fillMap: state.fillMap,
-      lazy: { filler, restFd, placement, rest, streamLength: lazy.streamLength, prefetchUnits: lazy.prefetchUnits },
+      lazy: {
+        filler,
+        prefetchUnits: lazy.prefetchUnits,
+        stream: { restFd, placement, rest, streamLength: lazy.streamLength },
+      },
     };
     const layer = this.#image(row, content);
     return layer;
@@ -403,6 +463,7 @@ export class LayerStore implements AsyncDisposable {
   #image(row: LayerRow, content: LayerContent | null): LayerImage {
     return new LayerImage({
       id: row.id,
+      kind: row.kind,
       path: this.#file(row.id, "image"),
       identity: row.identity,
       role: row.role,
@@ -417,6 +478,11 @@ export class LayerStore implements AsyncDisposable {
     const row = this.#rows.get(id);
     if (row === null) throw new HeadstartError("HS_NOT_FOUND", { what: `layer ${id}` });
     let layer: LayerImage;
+    if (row.kind !== "layer") {
+      layer = await this.#data.reopen(row);
+      this.#open.set(id, layer);
+      return layer;
+    }
     switch (row.state.t) {
       case "sealed":
         layer = this.#image(row, this.#completeContent(this.#file(id, "image"), row.imageSize));
@@ -529,7 +595,7 @@ export class LayerStore implements AsyncDisposable {
           this.#rows.setState(row.id, { t: "lazy" }, row.bootId);
           break;
         case "sealed":
-          await this.#dropHelpers(row.id);
+          if (row.kind === "layer") await this.#dropHelpers(row.id);
           break;
         case "lazy":
         case "opening":

@@ -48,8 +48,7 @@ export function visitPieces(
 export function checkUnits(units: UnitTable, placement: Placement, streamLength: number): void {
   const bad = (what: string) => new HeadstartError("HS_INDEX_INVALID", { what: `unit table: ${what}` });
   if (units.unitDigest === null && units.pieceDigest === null) throw bad("it has no digests");
-  if (units.unitDigest === null && units.pieceDigestAlgorithm !== "sha256")
-    throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `unit table: ${units.pieceDigestAlgorithm} digests` });
+  if (units.pieceDigest !== null && units.pieceDigestAlgorithm === null) throw bad("its digests are of no algorithm");
   if (
     units.unitStart.length !== units.unitCount ||
     units.unitEnd.length !== units.unitCount ||

@@ -1,5 +1,5 @@
 /**
- * The file `units` beside a lazy layer: which units are filled, persisted. It is the truth that survives the process (fill-state.ts derives the rest).
+ * The file `units` beside a lazy layer: which units are filled, persisted (of a data file: which pieces). It is the truth that survives the process (fill-state.ts derives the rest).
  *
  *   0   magic "HSUNITS\0"     8   u32 version     12  u32 unitCount     16  boot id (16 bytes)     32  bitmap, bit u = unit u
  *
@@ -40,9 +40,10 @@ export class UnitLog {
   }
 
   /**
-   * Opens a log of this boot. `filled` has one byte per 8 units. Null when the log is of another boot. Throws HS_MALFORMED, HS_TRUNCATED, or ENOENT.
+   * Opens a log of this boot, or with `bootId` null, of a file that was synced with its log, whichever boot it is of. `filled` has one byte per 8 units. Null when the log is of another boot.
+   * Throws HS_MALFORMED, HS_TRUNCATED, or ENOENT.
    */
-  static open(path: string, unitCount: number, bootId: string): { log: UnitLog; filled: Uint8Array } | null {
+  static open(path: string, unitCount: number, bootId: string | null): { log: UnitLog; filled: Uint8Array } | null {
     const fd = openSync(path, constants.O_RDWR);
     try {
       const bytes = new Uint8Array(HEADER.size + Math.ceil(unitCount / 8));
@@ -53,7 +54,8 @@ export class UnitLog {
       if (version !== VERSION) throw reader.malformed(`version ${version} is unknown`);
       const count = reader.u32("unitCount");
       if (count !== unitCount) throw reader.malformed(`it is of ${count} units, the index has ${unitCount}`);
-      if (!bootIdBytes(bootId).equals(reader.take(16, "bootId"))) {
+      const boot = reader.take(16, "bootId");
+      if (bootId !== null && !bootIdBytes(bootId).equals(boot)) {
         closeSync(fd);
         return null;
       }
@@ -64,11 +66,11 @@ export class UnitLog {
     }
   }
 
-  /** Writes the byte that holds `unit`'s bit. Call it after the unit's data were written. */
-  persist(bitmap: Bitmap, unit: number): void {
+  /** Writes the bytes that hold the bits of units [first, end). Call it after the units' data were written. */
+  persist(bitmap: Bitmap, first: number, end: number): void {
     failpoint("layer:unit-bit");
-    const index = unit >>> 3;
-    writeFully(this.#fd, bitmap.bytes.subarray(index, index + 1), HEADER.size + index);
+    const index = first >>> 3;
+    writeFully(this.#fd, bitmap.bytes.subarray(index, ((end - 1) >>> 3) + 1), HEADER.size + index);
   }
 
   close(): void {
