@@ -14,12 +14,28 @@ pull's \`readyMs\` over the lazy one's.
           {"mode": "overlayfs", "readyMs": 16775, "pullMs": 16568, "bytes": 153664021, "requests": 7, "faults": 0}],
  "ratio": 4.34}
 \`\`\``,
-  convert: `One object. \`before\` and \`manifest\` are the image manifest's digests before and after; \`index\` is null where no layer can be indexed, a layer's \`ztoc\` null with a \`reason\`. \`reused\`: the source had it.
+  convert: `One object. \`before\` and \`manifest\` are the image manifest's digests before and after. With \`--to soci\` \`index\` is null where no layer can be indexed, a layer's \`ztoc\` null with a \`reason\`; \`reused\`: the source had it.
 
 \`\`\`json
 {"destination": "docker://…", "digest": "sha256:…",
  "images": [{"platform": {"os": "linux", "architecture": "amd64"}, "before": "sha256:…", "manifest": "sha256:…", "index": "sha256:…",
              "layers": [{"layer": "sha256:…", "size": 944527, "ztoc": {"digest": "sha256:…", "size": 124224, "reused": false}, "reason": null}]}]}
+\`\`\`
+
+With \`--to nydus\` and \`--to nydus-ref\` \`dictionary\` are the blobs of the chunk dictionary that the image refers to, \`prefetchNotFound\` paths of \`--prefetch-patterns\` that are not in it. Sizes are bytes.
+
+\`\`\`json
+{"destination": "docker://…", "digest": "sha256:…",
+ "images": [{"platform": {"os": "linux", "architecture": "amd64"}, "before": "sha256:…", "manifest": "sha256:…", "bootstrap": {"digest": "sha256:…", "size": 30729},
+             "layers": [{"layer": "sha256:…", "size": 944527, "blob": "sha256:…", "blobSize": 941592, "chunks": 343}], "dictionary": [], "prefetchNotFound": []}]}
+\`\`\`
+
+With \`--to oci\` \`how\` is \`original\`, \`exact\` or \`equal\`; \`leftOut\` are paths that a layer cannot hold.
+
+\`\`\`json
+{"destination": "docker://…", "digest": "sha256:…",
+ "images": [{"platform": {"os": "linux", "architecture": "amd64"}, "before": "sha256:…", "manifest": "sha256:…", "how": "exact",
+             "layers": [{"layer": "sha256:…", "size": 947383, "diffID": "sha256:…"}], "leftOut": []}]}
 \`\`\``,
   "index create": `One object for each image. \`index\` is a descriptor, or null where no layer can be indexed; \`layers\` as in \`convert\`.
 
@@ -45,10 +61,13 @@ pull's \`readyMs\` over the lazy one's.
     "One object: the fields of [tree lines](formats.md#tree-lines) without `sha256`, `layer` (position, 0 is the lowest) and `layer_digest`.",
   inspect:
     "One object. `kind` is `ztoc`, `soci-index`, `soci-prefetch`, `oci-index`, `oci-manifest`, `oci-config`, `erofs` or `layer-blob`; the other fields are what such a thing says. Of a source `digest` and `size` too.",
-  check: `One object. \`what\` is \`missing\`, \`extra\` or the attribute that differs; \`left\` is the plain unpack, \`right\` headstart.
+  check: `One object. \`what\` is \`missing\`, \`extra\` or the attribute that differs; \`left\` is the plain unpack, \`right\` headstart. \`nydus\` is null for an image without a Nydus form; \`rule\` is \`manifest\`, \`config\`, \`bootstrap\`,
+\`data\` or \`tree\`, \`code\` an [error](errors.md) or null, \`against\` the OCI image that it was compared with, or null. \`equal\`: no difference and no finding.
 
 \`\`\`json
-{"equal": false, "entries": 12034, "bytes": 336102912, "differences": [{"path": "/etc/motd", "what": "mode", "left": "0644", "right": "0600"}]}
+{"equal": false, "entries": 12034, "bytes": 336102912, "differences": [{"path": "/etc/motd", "what": "mode", "left": "0644", "right": "0600"}],
+ "nydus": {"manifest": "sha256:…", "against": "sha256:…", "findings": [{"rule": "data", "code": "HS_UNIT_DIGEST", "message": "…"}],
+           "checked": ["manifest", "config", "bootstrap", "data"], "entries": 12034, "bytes": 0}}
 \`\`\``,
   "volume build":
     "One object for each volume: `output`, with `--dry-run` also `dryRun` and `sizes`, else `previous` (null, or `{kept, moved | reason}`), and the volume manifest: `{schema, target, platform, snapshotter, images: [{refs, digest, mediaType, manifest, config, pinned, layers}], snapshotSequence, options, tool}`, of a disk also `{plan, size, diskGuid, fs, regions, hot, blocks: {size, count, linear}}`.",

@@ -1,7 +1,7 @@
 /** Options and progress that `convert --to soci` and `index create` share: flags as users of SOCI know them. */
 
 import { readFileSync } from "node:fs";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { HeadstartError } from "../base/errors.ts";
 import type { PlatformChoice } from "../convert/choose-images.ts";
 import type { OnProgress } from "../convert/progress.ts";
@@ -21,29 +21,40 @@ export interface SociCliOptions {
   readonly force?: boolean;
 }
 
-const collect = (value: string, before: readonly string[] = []) => [...before, value];
+const collect = (value: string, before: readonly string[] | undefined) => [...(before ?? []), value];
 
-export function addSociOptions(command: Command): Command {
-  return command
-    .option("--span-size <BYTES>", "uncompressed bytes that can be fetched and decoded alone (default 4194304)")
-    .option("--min-layer-size <BYTES>", "layers of fewer compressed bytes get no zTOC (default 10485760)")
-    .option("--platform <OS/ARCH[/VARIANT]>", "may be repeated (default: this machine's)", collect)
-    .option("--all-platforms", "every platform of the image")
-    .option("--prefetch-file <PATH>", "a file of the image that a start needs first, may be repeated", collect)
-    .option("--prefetch-files-json <FILE>", "the same, as a JSON array of paths")
-    .option("--optimizations <NAME>", "xattr: mark layers without extended attributes", collect)
-    .option(
+/** `group`: a heading of the help, where other options stand beside. */
+export function addSociOptions(command: Command, { group }: { readonly group?: string } = {}): Command {
+  const own = [
+    new Option("--span-size <BYTES>", "uncompressed bytes that can be fetched and decoded alone (default 4194304)"),
+    new Option("--min-layer-size <BYTES>", "layers of fewer compressed bytes get no zTOC (default 10485760)"),
+    new Option("--prefetch-file <PATH>", "a file of the image that a start needs first, may be repeated").argParser(
+      collect,
+    ),
+    new Option("--prefetch-files-json <FILE>", "the same, as a JSON array of paths"),
+    new Option("--optimizations <NAME>", "xattr: mark layers without extended attributes").argParser(collect),
+    new Option(
       "--build-tool-identifier <TEXT>",
       "what the artifacts say made them; with SOCI's own text they are byte-identical to its",
-    )
-    .option("--force", "build zTOCs anew that the source has already");
+    ),
+    new Option("--force", "build zTOCs anew that the source has already"),
+  ];
+  for (const option of own) command.addOption(group === undefined ? option : option.helpGroup(group));
+  return command
+    .option("--platform <OS/ARCH[/VARIANT]>", "may be repeated (default: this machine's)", collect)
+    .option("--all-platforms", "every platform of the image");
+}
+
+/** Throws HS_USAGE. */
+export function platformChoice(options: Pick<SociCliOptions, "platform" | "allPlatforms">): PlatformChoice {
+  if (options.allPlatforms && options.platform)
+    throw new HeadstartError("HS_USAGE", { what: "--all-platforms and --platform exclude each other" });
+  return options.allPlatforms ? "all" : options.platform?.map((text) => parsePlatform(text));
 }
 
 /** Throws HS_USAGE. */
 export function sociOptions(options: SociCliOptions) {
-  if (options.allPlatforms && options.platform)
-    throw new HeadstartError("HS_USAGE", { what: "--all-platforms and --platform exclude each other" });
-  const platforms: PlatformChoice = options.allPlatforms ? "all" : options.platform?.map((text) => parsePlatform(text));
+  const platforms = platformChoice(options);
   const optimizations = options.optimizations ?? [];
   const unknown = optimizations.find((name) => name !== "xattr");
   if (unknown !== undefined)
@@ -82,7 +93,7 @@ function readPathList(file: string | undefined): string[] {
 }
 
 /** One line that moves on a terminal, notes for what a user should know. */
-export function showProgress(quiet: boolean): { event: OnProgress; done: () => void } {
+export function showProgress(quiet: boolean): { event: OnProgress; note: (text: string) => void; done: () => void } {
   const progress = openProgress({ quiet });
   const read = new Map<string, { bytes: number; size: number }>();
   return {
@@ -91,12 +102,13 @@ export function showProgress(quiet: boolean): { event: OnProgress; done: () => v
         read.set(event.layer, { bytes: event.bytes, size: event.size });
         const sum = (key: "bytes" | "size") => [...read.values()].reduce((total, layer) => total + layer[key], 0);
         progress.update(
-          `indexing ${read.size} layers: ${formatBytes(sum("bytes"))} of ${formatBytes(sum("size"))}, ${formatPercent(sum("bytes"), sum("size"))}`,
+          `reading ${read.size} layers: ${formatBytes(sum("bytes"))} of ${formatBytes(sum("size"))}, ${formatPercent(sum("bytes"), sum("size"))}`,
         );
       } else if (event.t === "prefetch-not-found") progress.note(`${event.file}: no layer with a zTOC has it`);
       else if (event.t === "pushed")
         progress.update(`pushed ${event.digest.slice(0, 19)} (${formatBytes(event.size)})`);
     },
+    note: (text) => progress.note(text),
     done: () => progress.done(),
   };
 }

@@ -16,6 +16,8 @@ export type ConvertProgress =
       readonly size: number;
       readonly reused: boolean;
     }
+  /** A layer became a Nydus blob of so many bytes. */
+  | { readonly t: "nydus-layer"; readonly layer: Digest; readonly blob: Digest; readonly size: number }
   | { readonly t: "no-ztoc"; readonly layer: Digest; readonly reason: string }
   | { readonly t: "prefetch"; readonly layer: Digest; readonly artifact: Digest }
   | { readonly t: "prefetch-not-found"; readonly platform: Platform; readonly file: string }

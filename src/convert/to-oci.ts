@@ -28,6 +28,7 @@ import type { PlatformChoice } from "./choose-images.ts";
 import { Copier } from "./copy.ts";
 import { copyPassing } from "./copy-passing.ts";
 import { writeEqualLayer } from "./equal-layer.ts";
+import { exactLayers } from "./exact-layers.ts";
 import { ociConfig, type SourceLayer, sourceLayerOf, withoutNydusAnnotations } from "./nydus-manifest.ts";
 import type { OnProgress } from "./progress.ts";
 
@@ -124,6 +125,8 @@ async function plainImage(options: ConvertToOciOptions, copier: Copier, image: L
     const layers = await originalLayers(options, copier, image);
     return await written(copier, image, { how: "original", layers, leftOut: [] });
   }
+  const exact = await exactLayers(copier, image);
+  if (exact !== null) return await written(copier, image, { how: "exact", layers: exact, leftOut: [] });
   const parts = await openNydusImage(options.source, image, signal);
   const { layer, leftOut } = await writeEqualLayer(copier, parts, signal);
   return await written(copier, image, { how: "equal", layers: [layer], leftOut });

@@ -1,19 +1,22 @@
-/** `headstart check`: does an image show, served by headstart, exactly what containerd's own unpack shows? */
+/** `headstart check`: does an image show, served by headstart, exactly what containerd's own unpack shows? And is its Nydus form sound? */
 
 import { mkdir } from "node:fs/promises";
 import type { Command } from "commander";
 import { HeadstartError } from "../../base/errors.ts";
+import { isNydusManifest } from "../../formats/nydus/manifest.ts";
+import { checkNydusForm, type NydusFormCheck } from "../../image/check-nydus.ts";
+import { loadImage } from "../../oci/manifest.ts";
 import { openSource } from "../../oci/open.ts";
 import { parseSource } from "../../oci/reference.ts";
 import { checkImage } from "../../sandbox/check.ts";
-import { formatDifference } from "../../sandbox/compare.ts";
+import { type Comparison, formatDifference } from "../../sandbox/compare.ts";
 import { SandboxNode } from "../../sandbox/node.ts";
 import { debianPackages } from "../../sandbox/packages.ts";
 import { Session } from "../../sandbox/session.ts";
 import { CONTAINERD_VERSIONS } from "../../sandbox/tools.ts";
 import { AnswerIsNo } from "../exit.ts";
-import { openProgress } from "../progress.ts";
-import { addSourceOptions, openOptions, platformOf, type SourceOptions } from "../sources.ts";
+import { openProgress, type Progress } from "../progress.ts";
+import { addSourceOptions, openNamed, openOptions, platformOf, type SourceOptions } from "../sources.ts";
 import { formatBytes } from "../table.ts";
 
 interface CheckOptions extends SourceOptions {
@@ -30,9 +33,12 @@ export function registerCheck(program: Command): void {
       .command("check <source>")
       .summary("compare what headstart serves with a plain unpack")
       .description(
-        "Mount an image as headstart serves it, for real, and compare it with a plain unpack by containerd: entry by entry and byte by byte.",
+        "Mount an image as headstart serves it, for real, and compare it with a plain unpack by containerd: entry by entry and byte by byte. Of a Nydus image, or an image with a Nydus form beside it, check manifest, configuration, bootstrap and every chunk, and compare its tree with the OCI image's.",
       )
-      .option("--against <SOURCE>", "another image for the plain side")
+      .option(
+        "--against <SOURCE>",
+        "another image for the plain side, of a Nydus image the OCI image that it was made of",
+      )
       .option("--containerd <VERSION>", `one of ${CONTAINERD_VERSIONS.join(", ")}`, CONTAINERD_VERSIONS[0])
       .option("--limit <COUNT>", "stop after so many differences", "100")
       .option(
@@ -41,7 +47,7 @@ export function registerCheck(program: Command): void {
         (path: string, before: readonly string[] = []) => [...before, path],
       ),
   )
-    .option("--json", "one object {equal, entries, bytes, differences}")
+    .option("--json", "one object {equal, entries, bytes, differences, nydus}")
     .addHelpText(
       "after",
       `
@@ -50,7 +56,8 @@ owners, times to the nanosecond, sizes, device numbers, link targets, hard links
 extended attributes and contents.
 
 Needs root; starts a containerd of its own. Debian packages that are missing are
-installed. Nothing stays mounted or running.
+installed. Nothing stays mounted or running. What a Nydus image holds is read from where it
+is, without root; the OCI image to compare with is its subject, or stands in the same index.
 
 Examples:
   headstart check HOST/REPO:TAG
@@ -66,50 +73,97 @@ Examples:
       const limit = Number(options.limit);
       if (!Number.isInteger(limit) || limit < 1)
         throw new HeadstartError("HS_USAGE", { what: `--limit ${options.limit}: a whole number above 0 is wanted` });
-      if (process.getuid?.() !== 0)
-        throw new HeadstartError("HS_USAGE", { what: "headstart check mounts file systems: it needs root" });
       const progress = openProgress({ quiet: options.json === true });
-      const say = (text: string) => process.stderr.write(`headstart: ${text}\n`);
-      await debianPackages(["runc"], say);
-      const platform = platformOf(options);
-      await using session = await Session.open({ say });
-      const publish = async (text: string) => {
-        const source = parseSource(text);
-        await using reader = await openSource(source, openOptions(source, options));
-        return await session.publish(source, reader, { platform });
-      };
-      const image = await publish(name);
-      const against = options.against === undefined ? image : await publish(options.against);
-      const env =
-        options.creds === undefined
-          ? {}
-          : { env: { DOCKER_CONFIG: await session.dockerConfig(image.meter.host, options.creds) } };
-      await using node = await SandboxNode.start({
-        directory: session.directory("n"),
-        version,
-        registries: [session.meter.host],
-        mirrors: { ...image.mirrors, ...against.mirrors },
-        sandboxImage: session.sandboxImage,
-        headstart: { policy: "referrers", ...env },
-        say,
-      });
-      const directory = session.directory("m");
-      await mkdir(directory, { recursive: true });
-      progress.update("pulling, mounting and comparing");
-      const result = await checkImage(node, {
-        image: image.reference,
-        against: against.reference,
-        directory,
-        limit,
-        ...(options.ignore && { ignore: options.ignore }),
-      });
+      const { nydus, isPlain } = await checkForm(name, options, limit, progress);
+      if (!options.json && nydus !== null) printForm(nydus);
+      const mounted = isPlain ? await checkMounted(name, options, { version, limit }, progress) : null;
       progress.done();
+      const result = {
+        ...(mounted ?? { entries: nydus?.entries ?? 0, bytes: nydus?.bytes ?? 0, differences: [] }),
+        equal: mounted?.equal !== false && (nydus?.findings.length ?? 0) === 0,
+        nydus,
+      };
       if (options.json) process.stdout.write(`${JSON.stringify(result)}\n`);
-      else {
-        for (const difference of result.differences) process.stdout.write(`${formatDifference(difference)}\n`);
-        const verdict = result.equal ? "equal" : `${result.differences.length} differences`;
-        process.stdout.write(`${verdict}: ${result.entries} entries, ${formatBytes(result.bytes)} of content\n`);
+      else if (mounted !== null) {
+        for (const difference of mounted.differences) process.stdout.write(`${formatDifference(difference)}\n`);
+        const verdict = mounted.equal ? "equal" : `${mounted.differences.length} differences`;
+        process.stdout.write(`${verdict}: ${mounted.entries} entries, ${formatBytes(mounted.bytes)} of content\n`);
       }
       if (!result.equal) throw new AnswerIsNo();
     });
+}
+
+/** By the rules for Nydus images, read from where it is. `isPlain`: the image itself is an OCI image, which can be unpacked too. */
+async function checkForm(
+  name: string,
+  options: CheckOptions,
+  limit: number,
+  progress: Progress,
+): Promise<{ nydus: NydusFormCheck | null; isPlain: boolean }> {
+  const platform = platformOf(options);
+  await using reader = await openNamed(name, options);
+  const image = await loadImage(reader, platform);
+  const isPlain = !isNydusManifest(image.manifest);
+  await using other = isPlain || options.against === undefined ? null : await openNamed(options.against, options);
+  const nydus = await checkNydusForm(reader, image, {
+    against: other === null ? undefined : { reader: other, image: await loadImage(other, platform) },
+    limit,
+    onRule: (rule) => progress.update(`checking the Nydus form: ${rule}`),
+  });
+  return { nydus, isPlain };
+}
+
+function printForm(nydus: NydusFormCheck): void {
+  for (const { rule, message } of nydus.findings) process.stdout.write(`nydus ${rule}: ${message}\n`);
+  const verdict = nydus.findings.length === 0 ? "sound" : `${nydus.findings.length} findings`;
+  const against =
+    nydus.against === null ? "no OCI image to compare it with: --against names one" : `compared with ${nydus.against}`;
+  process.stdout.write(
+    `Nydus image ${nydus.manifest} ${verdict}: ${nydus.checked.join(", ")}; ${nydus.entries} entries, ${formatBytes(nydus.bytes)} of content; ${against}\n`,
+  );
+}
+
+/** Through containerd, as a container sees it. Throws HS_USAGE without root. */
+async function checkMounted(
+  name: string,
+  options: CheckOptions,
+  how: { readonly version: (typeof CONTAINERD_VERSIONS)[number]; readonly limit: number },
+  progress: Progress,
+): Promise<Comparison> {
+  if (process.getuid?.() !== 0)
+    throw new HeadstartError("HS_USAGE", { what: "headstart check mounts file systems: it needs root" });
+  const say = (text: string) => process.stderr.write(`headstart: ${text}\n`);
+  await debianPackages(["runc"], say);
+  const platform = platformOf(options);
+  await using session = await Session.open({ say });
+  const publish = async (text: string) => {
+    const source = parseSource(text);
+    await using reader = await openSource(source, openOptions(source, options));
+    return await session.publish(source, reader, { platform });
+  };
+  const image = await publish(name);
+  const against = options.against === undefined ? image : await publish(options.against);
+  const env =
+    options.creds === undefined
+      ? {}
+      : { env: { DOCKER_CONFIG: await session.dockerConfig(image.meter.host, options.creds) } };
+  await using node = await SandboxNode.start({
+    directory: session.directory("n"),
+    version: how.version,
+    registries: [session.meter.host],
+    mirrors: { ...image.mirrors, ...against.mirrors },
+    sandboxImage: session.sandboxImage,
+    headstart: { policy: "referrers", ...env },
+    say,
+  });
+  const directory = session.directory("m");
+  await mkdir(directory, { recursive: true });
+  progress.update("pulling, mounting and comparing");
+  return await checkImage(node, {
+    image: image.reference,
+    against: against.reference,
+    directory,
+    limit: how.limit,
+    ...(options.ignore && { ignore: options.ignore }),
+  });
 }

@@ -8,7 +8,7 @@
 import { createHash } from "node:crypto";
 import { Reader } from "../../base/bytes.ts";
 import { isHeadstartError } from "../../base/errors.ts";
-import type { ErofsSource } from "../../erofs/source.ts";
+import { bytesSource, type ErofsSource } from "../../erofs/source.ts";
 import { readHeader, TAR_BLOCK } from "../tar/header.ts";
 import { TarType } from "../tar/records.ts";
 import { nydusInvalid, TOC_ENTRIES_MAX, TOC_NAME, toc_entry } from "./ondisk.ts";
@@ -80,6 +80,17 @@ export function readBlobTail(source: ErofsSource, what = "blob"): BlobTail {
     if (!isHeadstartError(error)) throw error;
     return { parts, headSize: end, toc: null, tocDigest: null, tocProblem: error.message };
   }
+}
+
+/** So many bytes of a blob's end hold any table of contents with its header. */
+export const TOC_TAIL_BYTES = TOC_ENTRIES_MAX * toc_entry.size + TAR_BLOCK;
+
+/** The table of contents out of the last `TOC_TAIL_BYTES` of a blob (or all of a smaller one); null for a blob without one. Throws HS_NYDUS_INVALID. */
+export function tocOfTail(tail: Uint8Array, blobSize: number, what: string): TocEntry[] | null {
+  const last = partBefore(bytesSource(tail), tail.byteLength);
+  if (typeof last === "string") throw nydusInvalid(what, last);
+  if (last.name !== TOC_NAME) return null;
+  return readToc(tail.subarray(last.start, last.start + last.size), blobSize, what);
 }
 
 /** The part whose header ends at `end`, or why there is none. */
