@@ -164,7 +164,7 @@ function readSnapshots(bucket: RecordReader, options: RecordOptions): Map<string
     }
     children?.finish();
     const labels = record.labels();
-    checkSnapshotLabels(labels, chainID, record.place, options.findings);
+    checkSnapshotLabels(labels, chainID, record.place, options);
     snapshots.set(chainID, {
       place: record.place,
       name: record.text("name") ?? "",
@@ -178,16 +178,19 @@ function readSnapshots(bucket: RecordReader, options: RecordOptions): Map<string
 }
 
 const SNAPSHOT_REF = "containerd.io/snapshot.ref";
+/** CRI hands these to snapshotters that fetch by themselves. */
+const CRI_HINTS = "containerd.io/snapshot/cri.";
 
-/** containerd 2.x writes the name it asked for, and nothing else. */
+/** containerd 2.x writes the name it asked for; a pull leaves its hints. */
 export function checkSnapshotLabels(
   labels: ReadonlyMap<string, string>,
   chainID: string,
   place: string,
-  findings: Findings,
+  { findings, exact }: Pick<RecordOptions, "findings" | "exact">,
 ): void {
   for (const [name, value] of labels) {
-    if (name === SNAPSHOT_REF && value === chainID) continue;
-    findings.add("database", `${place}/labels`, `${name}=${value} does not belong to this snapshot`);
+    if (!exact && name === SNAPSHOT_REF && value === chainID) continue;
+    if (!exact && name.startsWith(CRI_HINTS)) findings.open("labels of snapshots", "overlayfs does not read them");
+    else findings.add("database", `${place}/labels`, `${name}=${value} does not belong to this snapshot`);
   }
 }

@@ -37,7 +37,7 @@ export function readBackendRecords(root: Bucket, options: RecordOptions): Backen
     if (kind !== null && !(kind.byteLength === 1 && kind[0] === COMMITTED)) {
       findings.differs("snapshot", `${place}/kind`, "the kind", Buffer.from(kind).toString("hex"), "03 (committed)");
     }
-    checkSnapshotLabels(record.labels(), chainOf(name), place, findings);
+    checkSnapshotLabels(record.labels(), chainOf(name), place, options);
     const parent = record.optionalText("parent");
     const found = { name, place, parent, inodes: record.varint("inodes"), size: record.varint("size") };
     record.finish();
