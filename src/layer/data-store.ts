@@ -33,7 +33,7 @@ import {
   type PrefetchUnit,
 } from "./layer-image.ts";
 import { PieceSet } from "./piece-set.ts";
-import { type PreparedData, readUses } from "./prepare-data.ts";
+import { knownOf, type PreparedData, readUses } from "./prepare-data.ts";
 import type { LayerKey, LayerRow, LayerRows, LayerSource } from "./rows.ts";
 import { UnitLog } from "./unit-log.ts";
 
@@ -346,7 +346,8 @@ export class DataStore {
   }
 
   #fillOf(row: LayerRow, prepared: PreparedData, filled: Uint8Array | null, fillMap: Bitmap | null): DataFill {
-    const { table, pieces, size, known } = prepared;
+    const { table, pieces, size } = prepared;
+    const known = knownOf(prepared);
     return new DataFill({
       what: `blob ${row.identity.digest}`,
       table: table.units,

@@ -31,9 +31,10 @@ import { writeTree } from "./tree-file.ts";
 import { checkUnits, groupPieces, type UnitPieces, visitPieces } from "./unit-index.ts";
 
 export interface PreparedData {
-  /** With the digests of `known` in it. */
+  /** With the digests that are known in it. */
   readonly table: DataTable;
-  readonly known: KnownDigests;
+  /** Bitmap of the pieces that are known. */
+  readonly known: SharedArrayBuffer;
   readonly pieces: UnitPieces;
   readonly placement: Placement;
   /** Bytes of the data file. */
@@ -59,6 +60,12 @@ export interface MakeImageRequest {
   /** By address space. */
   readonly devices: readonly (ErofsDevice | null)[];
   readonly uuid: Uint8Array;
+}
+
+/** What is known of a file that was prepared. */
+export function knownOf({ table, known }: PreparedData): KnownDigests {
+  const { pieceDigestAlgorithm, pieceDigest, pieceCount } = table.units;
+  return { algorithm: pieceDigestAlgorithm!, digests: pieceDigest!, known: new Bitmap(pieceCount, known) };
 }
 
 /** Replaces the directory. Throws HS_INDEX_INVALID, HS_LIMIT, HS_EROFS_LIMIT, and what the disk says. */
@@ -178,7 +185,7 @@ function prepare(table: DataTable, known: KnownDigests): PreparedData {
   const size = last < 0 ? 0 : alignUp(units.pieceAddress[last]! + units.pieceLength[last]!, BLOCK_SIZE);
   if (!(size > 0 && size <= IMAGE_BYTES_MAX))
     throw new HeadstartError("HS_EROFS_LIMIT", { what: `a data file of ${size} bytes` });
-  return { table: { ...table, units: verified }, known, pieces: groupPieces(units), placement, size };
+  return { table: { ...table, units: verified }, known: known.known.buffer, pieces: groupPieces(units), placement, size };
 }
 
 function makeHoles(directory: string, size: number): void {
