@@ -296,7 +296,7 @@ const restore: Judge = (facts, volume) => {
   const seconds = (each: number | null, of = bytes) => `${Math.ceil(hydrationSeconds(of, each))} s`;
   if (rate !== null)
     return [ok("restore", `loaded ${seconds(rate)} after a node's disk is made, at ${rate} MiB/s`, device.where)];
-  const hot = volume?.disk?.hotBytes ?? null;
+  const hot = volume?.disk?.hotRange?.[1] ?? null;
   const first =
     hot === null ? "" : `, its hot part (read first by the DaemonSet of docs/volumes-ebs.md) in ${seconds(null, hot)}`;
   const what = `nothing loads the disk ahead of its readers: about ${seconds(null)} at the ${DEFAULT_RATE} MiB/s that users report${first}`;

@@ -23,7 +23,12 @@ export interface VolumeFacts {
     readonly bytes: number;
     readonly uuid: string;
     readonly usedBytes: number;
-    readonly hotBytes: number | null;
+    /** First byte of the file system on the disk. */
+    readonly fsOffset: number;
+    /** [first byte, bytes] of the disk; null: nothing was said to be hot. */
+    readonly hotRange: readonly [number, number] | null;
+    /** The same of all that is not zeros, ascending; small gaps are in them. */
+    readonly dataRanges: readonly (readonly [number, number])[];
   } | null;
 }
 
@@ -64,7 +69,10 @@ export function volumeFacts(manifest: Document, where: string): VolumeFacts {
       .reduce((sum, layer) => sum + (layer.at("blobBytes").number() ?? 0), 0),
   );
   const fs = manifest.at("fs");
-  const hot = manifest.at("hot", "region").list()[1]?.number() ?? null;
+  const hot = manifest
+    .at("hot", "region")
+    .list()
+    .map((each) => each.number() ?? 0);
   return {
     where,
     target: need(manifest.at("target")),
@@ -79,8 +87,31 @@ export function volumeFacts(manifest: Document, where: string): VolumeFacts {
           bytes: manifest.at("size").number() ?? 0,
           uuid: need(fs.at("uuid")),
           usedBytes: ((fs.at("blocks").number() ?? 0) - (fs.at("free").number() ?? 0)) * 4096,
-          hotBytes: hot,
+          fsOffset: fs.at("offset").number() ?? 0,
+          hotRange: hot.length === 2 ? [hot[0]!, hot[1]!] : null,
+          dataRanges: dataRanges(manifest.at("blocks")),
         }
       : null,
   };
+}
+
+/** Runs of blocks that are this close are one: a read more costs less than another range. */
+const GAP_BYTES = 8 * MiB;
+
+function dataRanges(blocks: Document): [number, number][] {
+  const size = blocks.at("size").number() ?? 0;
+  const indices = blocks
+    .at("sha256")
+    .names()
+    .map(Number)
+    .filter((index) => Number.isSafeInteger(index) && index >= 0)
+    .sort((a, b) => a - b);
+  const ranges: [number, number][] = [];
+  for (const index of indices) {
+    const last = ranges.at(-1);
+    const start = index * size;
+    if (last !== undefined && start - (last[0] + last[1]) <= GAP_BYTES) last[1] = start + size - last[0];
+    else ranges.push([start, size]);
+  }
+  return ranges;
 }
