@@ -13,7 +13,7 @@ import { compareTreeLines } from "../../../erofs/tree-lines.ts";
 import { readBlobTail } from "../blob-tail.ts";
 import { type NydusBootstrap, readBootstrap } from "../bootstrap.ts";
 import { readLayerBootstrap } from "../layer-bootstrap.ts";
-import { Compressor, rafs_chunk } from "../ondisk.ts";
+import { Compressor } from "../ondisk.ts";
 import { writeBootstrap, writeLayerBootstrap } from "./bootstrap.ts";
 import { imageBlobs } from "./dictionary.ts";
 
@@ -48,13 +48,7 @@ test("of what a golden bootstrap says, the superblocks, device slots, blob table
     // up to the prefetch table: it names nids, which are given out in another order
     const end = 4096 + ours.readUInt32LE(1152 + 16);
     assert.ok(ours.subarray(0, end).equals(golden.subarray(0, end)), variant);
-    const [got, wanted] = [chunkTableOf(ours), chunkTableOf(golden)];
-    // where in a file the chunk was met first depends on the order of the walk, and nobody reads it
-    for (const table of [got, wanted]) {
-      for (let at = 0; at < table.byteLength; at += rafs_chunk.size)
-        table.fill(0, at + rafs_chunk.offsets.file_offset, at + rafs_chunk.offsets.index);
-    }
-    assert.ok(got.equals(wanted), variant);
+    assert.ok(chunkTableOf(ours).equals(chunkTableOf(golden)), variant);
   }
 });
 

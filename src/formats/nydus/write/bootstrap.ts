@@ -112,7 +112,8 @@ function emitBootstrap(input: BootstrapInput, { merged }: { readonly merged: boo
   checkInput(input);
   const plan = planInodes(tree, chunkSize);
   const chunks = chunkTable(tree, chunkSize, blobs);
-  const prefetch = prefetchTable(input.prefetch, plan.nidOf);
+  // where there are no blobs there is nothing to fetch
+  const prefetch = prefetchTable(blobs.length === 0 ? [] : input.prefetch, plan.nidOf);
   const blobTableAt = alignBlock(RAFS_V6_DEVICES_OFFSET + blobs.length * rafs_v6_device.size);
   const prefetchAt = blobTableAt + blobs.length * rafs_v6_blob.size;
   const metaAt = alignBlock(prefetchAt + prefetch.byteLength);
@@ -183,8 +184,7 @@ function emitExtended(
   const at = RAFS_V6_EXT_OFFSET;
   const offsets = rafs_v6_super_block_ext.offsets;
   const u64 = (offset: number, value: number) => view.setBigUint64(at + offset, BigInt(value), true);
-  const inlined =
-    blobs.length > 0 && blobs.every(({ facts }) => (facts.features & BlobFeature.inlinedChunkDigest) !== 0);
+  const inlined = blobs.every(({ facts }) => (facts.features & BlobFeature.inlinedChunkDigest) !== 0);
   u64(
     offsets.flags,
     RAFS_COMPRESSOR_FLAGS[compressor] |

@@ -9,6 +9,7 @@
 import { HeadstartError } from "../../../base/errors.ts";
 import { lastAtMost } from "../../../base/ranges.ts";
 import { ADDRESS_SPACE, type FileTree, FileType } from "../../../erofs/file-tree.ts";
+import { inodeOrder } from "../../../erofs/write.ts";
 import { ChunkFlag, RECORD_COMPRESSED, RECORD_CRC32, rafs_chunk } from "../ondisk.ts";
 import type { ImageBlob } from "./model.ts";
 
@@ -72,13 +73,12 @@ export function visitPieces(
 export function chunkTable(tree: FileTree, chunkSize: number, blobs: readonly ImageBlob[]): Uint8Array {
   const fileOffsets = blobs.map((blob) => new Float64Array(blob.chunks.count).fill(UNUSED));
   let count = 0;
-  for (let inode = 0; inode < tree.inodeCount; inode++) {
+  for (const inode of inodeOrder(tree)) {
     if (tree.type[inode] !== FileType.regular) continue;
     visitPieces(tree, inode, chunkSize, (address, length, fileOffset) => {
       const { blob, element } = findChunk(blobs, address, length);
-      if (fileOffsets[blob]![element] !== UNUSED) return;
+      if (fileOffsets[blob]![element] === UNUSED) count++;
       fileOffsets[blob]![element] = fileOffset;
-      count++;
     });
   }
   const bytes = new Uint8Array(count * rafs_chunk.size);
@@ -136,7 +136,7 @@ function emitRecord(
   view.setUint32(at + offsets.uncompressed_size, chunks.size[element]!, true);
   u64(offsets.compressed_offset, inBatch ? 0 : chunks.storedOffset[element]!);
   u64(offsets.uncompressed_offset, chunks.offset[element]!);
-  // in the first file that has it: what the peer writes, and nobody reads
+  // in the last file that has it: what the peer writes, and nobody reads
   u64(offsets.file_offset, place.fileOffset);
   view.setUint32(at + offsets.index, chunkNumber(blob, element), true);
   view.setUint32(at + offsets.crc32, crc, true);

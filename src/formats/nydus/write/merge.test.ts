@@ -90,13 +90,21 @@ test("the fixture's layers, merged, are the tree that overlayfs showed, links an
   assert.equal(bootstrap.blobs.length, 3);
 });
 
-test("blobs stand in the order in which a breadth-first walk meets them, as the real tool's", async () => {
+test("blobs stand in the order in which the real tool's walk meets them: a directory's own files, then each directory in it, whole", async () => {
   const layers = await fixture();
   const [lowest, middle, top] = layers.map(({ layer }) => layer.blob!.facts.id);
-  const { blobs } = mergeLayers(layers.map(({ layer }) => layer));
+  const ids = (built: readonly LayerInMemory[]) =>
+    mergeLayers(built.map(({ layer }) => layer)).blobs.map(({ facts }) => facts.id);
+  assert.deepEqual(ids(layers), [middle, lowest, top]);
+  const deep = [
+    layerInMemory(treeOf({ b: {}, "b/x": file(10, 1) }), { chunkSize: CHUNK }),
+    layerInMemory(treeOf({ a: {}, "a/a": {}, "a/a/x": file(10, 20) }), { chunkSize: CHUNK, role: "upper" }),
+    layerInMemory(treeOf({ z: file(10, 40) }), { chunkSize: CHUNK, role: "upper" }),
+  ];
+  const order = [deep[2]!, deep[1]!, deep[0]!];
   assert.deepEqual(
-    blobs.map(({ facts }) => facts.id),
-    [middle, lowest, top],
+    ids(deep),
+    order.map(({ layer }) => layer.blob!.facts.id),
   );
 });
 

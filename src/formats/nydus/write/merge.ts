@@ -1,11 +1,12 @@
 /**
  * Layers into one image (specs/nydus.md 3.6): whiteouts, opaque marks and replaced files as overlayfs has them (specs/layer.md 8), one table of the blobs that files
- * still refer to, in the order in which a breadth-first walk of the tree meets them.
+ * still refer to, in the order in which the peer's walk of the tree meets them.
  */
 
 import { HeadstartError } from "../../../base/errors.ts";
 import { ADDRESS_SPACE, type FileTree, FileType } from "../../../erofs/file-tree.ts";
 import { mergeTrees } from "../../../erofs/overlay.ts";
+import { inodeOrder } from "../../../erofs/write.ts";
 import { Compressor, NYDUS_LIMITS } from "../ondisk.ts";
 import type { BootstrapInput } from "./bootstrap.ts";
 import type { BuiltLayer, ImageBlob } from "./model.ts";
@@ -102,18 +103,12 @@ function countSubdirectories(tree: FileTree): FileTree {
   return { ...tree, nlink };
 }
 
-/** Address spaces in the order in which a breadth-first walk meets them. */
+/** Address spaces in the order in which the peer's walk meets them: all that is in a directory, then the directories in it one by one, each whole. */
 function firstUses(tree: FileTree): number[] {
   const found = new Set<number>();
-  const queue = [0];
-  // grows while it is walked
-  for (const directory of queue) {
-    for (let dirent = tree.childStart[directory]!; dirent < tree.childStart[directory + 1]!; dirent++) {
-      const inode = tree.childInode[dirent]!;
-      if (tree.type[inode] === FileType.directory) queue.push(inode);
-      for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++)
-        found.add(Math.floor(tree.segmentAddress[segment]! / ADDRESS_SPACE));
-    }
+  for (const inode of inodeOrder(tree)) {
+    for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++)
+      found.add(Math.floor(tree.segmentAddress[segment]! / ADDRESS_SPACE));
   }
   return [...found];
 }
