@@ -1,7 +1,6 @@
 /** The snapshotter's `LayerProvider`: images (what a layer is) and mounts (where it is) put together. Wiring; the decisions are theirs. */
 
 import type { ImageProvider } from "../image/provider.ts";
-import type { LayerStore } from "../layer/store.ts";
 import type { Chains, LowerElement } from "../mount/chain.ts";
 import type { Ladder } from "../mount/ladder.ts";
 import type { LayerMounts } from "../mount/layers.ts";
@@ -9,16 +8,16 @@ import type { ChainElement, LayerId, LayerProvider, Offer, OfferRequest } from "
 
 export interface LayerProviderParts {
   readonly images: ImageProvider;
-  readonly store: LayerStore;
   readonly mounts: LayerMounts;
   readonly chains: Chains;
   readonly ladder: Ladder;
 }
 
-export function layerProvider({ images, store, mounts, chains, ladder }: LayerProviderParts): LayerProvider {
-  const element = async (part: ChainElement, signal: AbortSignal | undefined): Promise<LowerElement> => {
-    if (part.kind === "directory") return part;
-    const layer = await images.ready(part.layer, signal);
+export function layerProvider({ images, mounts, chains, ladder }: LayerProviderParts): LayerProvider {
+  /** What each owner was given: the same as long as it lives, whatever is pulled meanwhile. */
+  const given = new Map<string, readonly (number | null)[]>();
+  const element = async (id: LayerId, signal: AbortSignal | undefined): Promise<LowerElement> => {
+    const layer = await images.ready(id, signal);
     // where a file with holes cannot be mounted, lazy means: in the background, but whole before its first use
     if (ladder.overFuse === null) {
       layer.startBackground();
@@ -31,17 +30,29 @@ export function layerProvider({ images, store, mounts, chains, ladder }: LayerPr
       if (ladder.native === null) return { kind: "no", reason: "this kernel cannot mount EROFS" };
       return await images.offer(request, options);
     },
-    async lowers(owner: string, chain: readonly ChainElement[], { signal }: { signal?: AbortSignal }) {
-      const elements = await Promise.all(chain.map((part) => element(part, signal)));
+    async lowers(
+      owner: string,
+      chain: readonly ChainElement[],
+      { signal, namespace = null }: { signal?: AbortSignal; namespace?: string | null },
+    ) {
+      const claimed = chain.map((part) => (part.kind === "layer" ? part.layer : null));
+      const layers = given.get(owner) ?? (await images.layersFor(claimed, { namespace, signal }));
+      given.set(owner, layers);
+      // directories stay in their order between the layers
+      const directories = chain.filter((part) => part.kind === "directory").values();
+      const elements = await Promise.all(
+        layers.map((id) => (id === null ? directories.next().value! : element(id, signal))),
+      );
       const lowers = await chains.lowersFor(owner, elements, { signal });
       images.maker.mounted(elements.flatMap((each) => (each.kind === "layer" ? [each.layer.id] : [])));
       return lowers;
     },
-    release: (owner) => mounts.release(owner),
+    release: async (owner) => {
+      given.delete(owner);
+      await mounts.release(owner);
+    },
     async usage(layer: LayerId) {
-      const standIn = images.maker.standIn(layer);
-      const bytes = store.diskBytes(layer) + (standIn === null ? 0 : store.diskBytes(standIn));
-      return { bytes, inodes: store.row(standIn ?? layer)?.inodeCount ?? 0 };
+      return images.usage(layer);
     },
     async collect(inUse: ReadonlySet<LayerId>) {
       await images.collect(inUse, async (layer) => {

@@ -15,6 +15,7 @@ import { impliedLower } from "../erofs/overlay.ts";
 import { FetchScheduler } from "../fetch/scheduler.ts";
 import { HoleServer } from "../fuse/hole-server.ts";
 import { ImageProvider } from "../image/provider.ts";
+import { isListing } from "../image/substitutes.ts";
 import { LayerStore } from "../layer/store.ts";
 import { exitNow } from "../linux/process.ts";
 import { Chains } from "../mount/chain.ts";
@@ -102,6 +103,7 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
     scheduler,
     repository: (reference) => registry.repository(reference),
     manifests: new ContainerdContent({ root: config.containerd.root, client: containerd }),
+    names: containerd,
     policy: config.trust.policy,
     minLayerSize: config.lazy.min_layer_size,
     eagerParallel: config.eager.parallel_layers,
@@ -123,14 +125,14 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
   const snapshotter = parts.use(
     await openSnapshotter({
       root: config.root,
-      provider: layerProvider({ images, store, mounts, chains, ladder }),
+      provider: layerProvider({ images, mounts, chains, ladder }),
       containerdVersion: (signal) => containerd.version(signal),
       onRecovered: async () => {
         await mounts.reap();
         // pulls that the end of the last process cut off go on, for containers that come later
         const rows = (await opened.promise).status();
         const claimed = new Set(rows.flatMap(({ layer }) => (layer === null ? [] : [layer])));
-        if (config.fetch.background) for (const layer of claimed) images.maker.start(layer);
+        if (config.fetch.background) images.resume(claimed);
       },
     }),
   );
@@ -142,7 +144,11 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
   observer.gauge("faults_pending", "Reads that wait for a hole now", () => server.statistics.faultsPending);
   const sources = {
     images: () => images.images(),
-    layers: () => store.list().map(layerStatus),
+    layers: () =>
+      store
+        .list()
+        .filter((row) => !isListing(row))
+        .map(layerStatus),
     mounts: () => ({ ladder, mounts: mounts.status(), fuse: server.statistics }),
     starts: () => observer.starts,
     snapshots: () => snapshotter.status(),
@@ -177,6 +183,7 @@ function layerStatus(row: ReturnType<LayerStore["list"]>[number]): Record<string
   return {
     id: row.id,
     digest: row.identity.digest,
+    kind: row.kind,
     format: row.format,
     role: row.role,
     state: row.state.t,
@@ -189,6 +196,7 @@ function layerStatus(row: ReturnType<LayerStore["list"]>[number]): Record<string
     unitsTotal: row.fill?.unitsTotal ?? 0,
     filledBytes: row.fill?.bytesFilled ?? (row.state.t === "sealed" ? row.imageSize : 0),
     dataBytes: row.fill?.bytesTotal ?? row.imageSize,
+    devices: row.devices,
   };
 }
 

@@ -5,6 +5,8 @@
  *        │            └─ the index is bad, or turns out to lie ──> an eager layer of the same identity stands in
  *        └──── eager ─────> whole blob streamed into the same kind of file ──> LayerImage
  *
+ *        └──── nydus ─────> bootstrap layer, chunk arrays ──> LayerImage of a merged tree over data files with holes
+ *
  * One promise per layer: whoever asks meanwhile joins. A failure is forgotten when it has been told, so the next asker tries again. Claims (rows) stay what they were: which layer
  * stands in for a bad one follows from its row alone, so a restart finds it again.
  */
@@ -14,12 +16,15 @@ import { publish } from "../base/events.ts";
 import { Flights, Limit } from "../base/limit.ts";
 import type { FetchScheduler } from "../fetch/scheduler.ts";
 import { FORMATS } from "../formats/all.ts";
-import type { FormatAdapter } from "../formats/format.ts";
+import type { FormatAdapter, MergedImage } from "../formats/format.ts";
 import type { LayerImage } from "../layer/layer-image.ts";
 import type { LayerRow } from "../layer/rows.ts";
 import { EAGER, type LayerStore } from "../layer/store.ts";
+import type { Descriptor } from "../oci/descriptor.ts";
+import { loadManifest } from "../oci/manifest.ts";
 import { type ImageReference, parseReference } from "../oci/reference.ts";
 import type { BlobHandle, ImageReader } from "../oci/store.ts";
+import { openNydus } from "./nydus.ts";
 import { PROBE_BYTES, packSource, unpackSource } from "./source.ts";
 
 export interface LayerMakerOptions {
@@ -45,6 +50,8 @@ export class LayerMaker {
   readonly #waiting = new Map<number, { readonly layer: LayerImage; readonly timer: NodeJS.Timeout }>();
   /** What went wrong last, by layer, for the status. */
   readonly #failures = new Map<number, string>();
+  /** Nydus images that were opened for a plan, until they are made. */
+  readonly #opened = new Map<number, MergedImage>();
   /** Layers whose index was found bad, and why. */
   readonly #refused = new Map<number, string>();
 
@@ -56,6 +63,16 @@ export class LayerMaker {
   /** Starts what `ready` would do; failures are told to whoever asks later. */
   start(id: number): void {
     this.ready(id).catch(() => {});
+  }
+
+  /** A Nydus image was opened to see whether it can be had: it need not be fetched again. */
+  offerNydus(row: LayerRow, reference: string, merged: MergedImage): void {
+    const image = this.#options.store.opened(row.id);
+    if (image === null) {
+      if (row.state.t === "opening") this.#opened.set(row.id, merged);
+      return;
+    }
+    this.#addDataSources(image, reference);
   }
 
   /** Why the layer could not be made the last time, or why another stands in for it; null when all is well. */
@@ -106,6 +123,7 @@ export class LayerMaker {
     this.#waiting.delete(id);
     this.#failures.delete(id);
     this.#refused.delete(id);
+    this.#opened.delete(id);
     await this.#options.store.remove(id);
   }
 
@@ -125,6 +143,8 @@ export class LayerMaker {
     const row = store.row(id);
     if (row === null) throw new HeadstartError("HS_NOT_FOUND", { what: `layer ${id}` });
     if (row.format === EAGER) return await this.#eager(row);
+    if (row.kind === "image") return await this.#nydus(row);
+    if (row.kind === "data") return await store.get(id);
     const standIn = this.#refused.has(id) ? this.standIn(id) : this.#wholeStandIn(row);
     if (standIn !== null) return await this.ready(standIn);
     try {
@@ -201,6 +221,36 @@ export class LayerMaker {
     });
   }
 
+  /** Its blobs are served from their own rows, which are shared with other images. */
+  async #nydus(row: LayerRow): Promise<LayerImage> {
+    const { store } = this.#options;
+    const image = row.state.t === "opening" ? await this.#newNydus(row) : await store.get(row.id);
+    if (image.state.t === "broken")
+      throw new HeadstartError("HS_LAYER_BROKEN", { what: `${image.what}: ${image.state.reason}` });
+    this.#serve(image, row);
+    return image;
+  }
+
+  async #newNydus(row: LayerRow): Promise<LayerImage> {
+    const { reference, table } = unpackSource(row.source);
+    const merged = this.#opened.get(row.id) ?? (await this.#openNydus(reference, table));
+    const image = await this.#options.store.createImage({
+      key: row,
+      merged,
+      source: row.source,
+      dataSource: () => packSource({ reference }),
+    });
+    this.#opened.delete(row.id);
+    return image;
+  }
+
+  async #openNydus(reference: string, manifest: Descriptor | null): Promise<MergedImage> {
+    if (manifest === null)
+      throw new HeadstartError("HS_NYDUS_INVALID", { what: `Nydus image of ${reference}: its row names no manifest` });
+    const reader = await this.#options.repository(parseReference(reference));
+    return await openNydus(reader, await loadManifest(reader, manifest));
+  }
+
   /** A row that is broken stays so: the pull is tried again under another, since its file may be another. */
   async #eager(row: LayerRow): Promise<LayerImage> {
     const { store } = this.#options;
@@ -229,7 +279,8 @@ export class LayerMaker {
   #serve(layer: LayerImage, row: LayerRow): void {
     if (layer.isComplete) return;
     this.#attach(layer, row);
-    if (this.#options.background && layer.state.t === "lazy" && !this.#waiting.has(layer.id)) {
+    const hasHoles = layer.state.t === "lazy" || layer.kind === "image";
+    if (this.#options.background && hasHoles && !this.#waiting.has(layer.id)) {
       // nobody may ever mount it: a pull ahead of time
       const timer = setTimeout(() => this.#complete(layer.id), UNMOUNTED_MS).unref();
       this.#waiting.set(layer.id, { layer, timer });
@@ -243,14 +294,28 @@ export class LayerMaker {
   }
 
   #attach(layer: LayerImage, row: LayerRow): void {
+    const { reference } = unpackSource(row.source);
+    if (row.kind !== "layer") {
+      this.#addDataSources(layer, reference);
+      return;
+    }
     if (this.#attached.has(layer)) return;
     this.#attached.add(layer);
-    this.addSource(row, unpackSource(row.source).reference);
+    this.addSource(row, reference);
     const end = () => this.#endSources(layer.id);
     // one that broke may be mounted: `remove` ends its sources
     layer.whenComplete().then(end, (error) => {
       if (!isHeadstartError(error, "HS_LAYER_BROKEN")) end();
     });
+  }
+
+  /** Sources of data files last as long as they do: a complete one may have holes again, when another image wants more of its blob. */
+  #addDataSources(layer: LayerImage, reference: string): void {
+    const files = layer.kind === "data" ? [layer] : layer.devices.map((device) => device.layer);
+    for (const { id } of files) {
+      const row = this.#options.store.row(id);
+      if (row !== null) this.addSource(row, reference);
+    }
   }
 
   /**

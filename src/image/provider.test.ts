@@ -94,6 +94,7 @@ async function setUp(parts: AsyncDisposableStack, options: Partial<ImageProvider
     scheduler,
     repository: async () => repository,
     manifests: { read: async () => null },
+    names: { images: async () => [] },
     policy: "bound",
     minLayerSize: 0,
     eagerParallel: 2,

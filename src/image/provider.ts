@@ -7,22 +7,22 @@
 
 import { type Clock, systemClock } from "../base/clock.ts";
 import type { ChainID, Digest } from "../base/digest.ts";
-import { describeError, HeadstartError } from "../base/errors.ts";
+import { describeError, HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
-import type { LayerRole } from "../formats/format.ts";
 import type { LayerImage } from "../layer/layer-image.ts";
-import type { LayerKey, LayerRow } from "../layer/rows.ts";
-import { EAGER } from "../layer/store.ts";
-import { type ImageReference, parseReference } from "../oci/reference.ts";
-import type { ImageReader } from "../oci/store.ts";
-import { type Choice, chooseIndex, missedByPolicy } from "./choose.ts";
+import type { LayerRow } from "../layer/rows.ts";
 import { LayerMaker, type LayerMakerOptions } from "./layer-maker.ts";
-import { describeManifest, type ManifestSource, type OpenedImage, openImage, preferLocal } from "./open.ts";
-import { PROBE_BYTES, packSource, unpackSource } from "./source.ts";
-import { allowsReferrers, type TrustPolicy } from "./trust.ts";
+import type { ManifestSource } from "./open.ts";
+import { type Plan, type PlannedLayer, Planner } from "./plan.ts";
+import { type ImageNames, PrivateChains } from "./private-chains.ts";
+import { unpackSource } from "./source.ts";
+import { EMPTY_LAYER, Substitutes } from "./substitutes.ts";
+import type { TrustPolicy } from "./trust.ts";
 
 export interface ImageProviderOptions extends LayerMakerOptions {
   readonly manifests: ManifestSource;
+  /** containerd's images, asked before an alternative that no manifest binds is used. */
+  readonly names: ImageNames;
   readonly policy: TrustPolicy;
   /** Compressed bytes below which an indexed layer is pulled whole. */
   readonly minLayerSize: number;
@@ -39,22 +39,17 @@ export interface ImageRequest {
 
 export type ImageOffer =
   | { readonly kind: "lazy" | "eager"; readonly layer: number }
-  | { readonly kind: "no"; readonly reason: string };
-
-interface PlannedLayer {
-  readonly digest: Digest;
-  readonly layer: number;
-  readonly mode: "lazy" | "eager";
-  readonly reason: string | null;
-}
+  | { readonly kind: "no"; readonly reason: string }
+  /** Neither we nor containerd can provide it. */
+  | { readonly kind: "impossible"; readonly reason: string };
 
 interface ImageRecord {
   readonly reference: string;
   readonly manifest: Digest;
   readonly openedAtMs: number;
-  planned: { readonly image: OpenedImage; readonly layers: readonly PlannedLayer[]; readonly choice: Choice } | null;
-  /** Why we do not provide it. */
-  refusal: string | null;
+  plan: Plan | null;
+  /** Why we do not provide it. `impossible`: nobody can. */
+  refusal: { readonly kind: "no" | "impossible"; readonly reason: string } | null;
   refusedAtMs: number;
 }
 
@@ -74,15 +69,23 @@ export class ImageProvider {
   readonly maker: LayerMaker;
   readonly #options: ImageProviderOptions;
   readonly #clock: Clock;
+  readonly #substitutes: Substitutes;
+  readonly #planner: Planner;
+  readonly #private: PrivateChains;
   /** When a layer was last offered: a collection that began before must leave it alone. */
   readonly #offeredAtMs = new Map<number, number>();
-  readonly #removing = new Set<Promise<void>>();
+  readonly #collecting = new Set<Promise<void>>();
   readonly #records = new Map<string, { record: ImageRecord; opening: Promise<void> }>();
+  /** Why containers upon a chain were not given its alternative the last time. */
+  readonly #withheld = new Map<ChainID, string>();
 
   constructor(options: ImageProviderOptions) {
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
     this.maker = new LayerMaker(options);
+    this.#substitutes = new Substitutes(options.store);
+    this.#planner = new Planner({ ...options, maker: this.maker, substitutes: this.#substitutes });
+    this.#private = new PrivateChains(options);
   }
 
   /** Never throws but for the caller's signal: what cannot be provided is a "no" with its reason. */
@@ -90,16 +93,15 @@ export class ImageProvider {
     const { reference, manifestDigest, layerDigest } = request;
     if (reference === null || manifestDigest === null || layerDigest === null)
       return no("containerd sent no image labels");
-    const record = await this.#open(reference, manifestDigest, request.namespace, options.signal);
-    if (record.planned === null) return no(record.refusal ?? "the image cannot be opened");
-    const { image, layers } = record.planned;
+    const { plan, refusal } = await this.#open(reference, manifestDigest, request.namespace, options.signal);
+    if (plan === null) return refusal ?? no("the image cannot be opened");
     // the same layer may stand in an image twice: its chainID tells the places apart
-    const position = image.chain.indexOf(request.target);
+    const position = plan.chain.indexOf(request.target);
     if (position < 0) return no(`the manifest ${manifestDigest} has no layer with chainID ${request.target}`);
-    if (layers[position]!.digest !== layerDigest)
-      return no(`the manifest names ${layers[position]!.digest} where containerd says ${layerDigest}`);
-    const planned = layers[position]!;
-    this.#offeredAtMs.set(planned.layer, this.#clock.monotonic());
+    const planned = plan.layers[position]!;
+    if (planned.digest !== layerDigest)
+      return no(`the manifest names ${planned.digest} where containerd says ${layerDigest}`);
+    this.#noteOffered(plan);
     return { kind: planned.mode, layer: planned.layer };
   }
 
@@ -108,67 +110,106 @@ export class ImageProvider {
     return this.maker.ready(layer, signal);
   }
 
+  /**
+   * What is laid over each other for a container upon a chain of snapshots, lowest first, as rows of the layer store; null is a snapshot that containerd unpacked. Throws the signal's reason
+   * alone.
+   */
+  async layersFor(
+    chain: readonly (number | null)[],
+    options: { namespace: string | null; signal?: AbortSignal | undefined },
+  ): Promise<readonly (number | null)[]> {
+    const claimed = chain.filter((id) => id !== null);
+    if (claimed.length === chain.length) {
+      const whole = await this.#alternativeFor(claimed, options);
+      if (whole !== null) return [whole];
+    }
+    return chain.flatMap((id): readonly (number | null)[] => (id === null ? [null] : this.#substitutes.parts(id)));
+  }
+
+  /** After a restart: goes on with what was claimed. */
+  resume(claimed: ReadonlySet<number>): void {
+    const covered = this.#substitutes.covered();
+    for (const id of this.#substitutes.kept(claimed)) {
+      const isWanted = !covered.has(id) || this.#options.store.row(id)?.state.t !== "opening";
+      if (isWanted && String(this.#substitutes.parts(id)) === String(id)) this.maker.start(id);
+    }
+  }
+
+  /** Bytes on disk and inodes of what a snapshot over `layer` shows; data that images share are counted for each of them. Throws HS_NOT_FOUND. */
+  usage(layer: number): { readonly bytes: number; readonly inodes: number } {
+    const { store } = this.#options;
+    let bytes = 0;
+    let inodes = 0;
+    for (const id of this.#substitutes.parts(layer)) {
+      const standIn = this.maker.standIn(id);
+      const row = store.row(standIn ?? id);
+      if (row === null) throw new HeadstartError("HS_NOT_FOUND", { what: `layer ${id}` });
+      for (const each of new Set([id, row.id, ...row.devices])) bytes += store.diskBytes(each);
+      inodes += row.inodeCount;
+    }
+    return { bytes, inodes };
+  }
+
   images(): ImageStatus[] {
     return [...this.#records.values()].map(({ record }) => {
-      const layers = (record.planned?.layers ?? []).map((layer) => this.#layerNow(layer));
+      const { plan, refusal } = record;
+      const withheld = plan === null ? undefined : this.#withheld.get(plan.chain.at(-1)!);
+      const layers = (plan?.layers ?? []).map((layer) => this.#layerNow(layer, withheld ?? null));
       const modes = new Set(layers.map((layer) => layer.mode));
+      const mode = modes.size > 1 ? "mixed" : ([...modes][0] ?? "eager");
       return {
         reference: record.reference,
         manifest: record.manifest,
-        mode:
-          record.planned === null
-            ? record.refusal === null
-              ? "opening"
-              : "unclaimed"
-            : modes.size > 1
-              ? "mixed"
-              : ([...modes][0] ?? "eager"),
-        reason: record.refusal ?? record.planned?.choice.reason ?? null,
+        mode: plan !== null ? mode : refusal === null ? "opening" : "unclaimed",
+        reason: refusal?.reason ?? withheld ?? plan?.reason ?? null,
         layers,
       };
     });
   }
 
   /** What became of a plan: an index that turned out bad makes a layer eager. */
-  #layerNow(layer: PlannedLayer): PlannedLayer {
+  #layerNow(layer: PlannedLayer, withheld: string | null): PlannedLayer {
     const { store } = this.#options;
     const failure = this.maker.trouble(layer.layer);
     const standIn = this.maker.standIn(layer.layer);
+    if (withheld !== null) return { ...layer, mode: "eager", reason: failure ?? withheld };
     if (standIn === null) return { ...layer, reason: failure ?? layer.reason };
     return { ...layer, mode: "eager", reason: failure ?? reasonOf(store.row(standIn)) ?? layer.reason };
   }
 
-  /** Layers that may be removed: no snapshot refers to them, nor to one that they stand in for. */
+  /** Layers that may be removed: no snapshot refers to them, nor to one that they stand in for. Data files follow the images that refer to them. */
   unused(inUse: ReadonlySet<number>): number[] {
-    const kept = new Set(inUse);
-    for (const id of inUse) {
+    const kept = this.#substitutes.kept(inUse);
+    for (const id of [...kept]) {
       const standIn = this.maker.standIn(id);
       if (standIn !== null) kept.add(standIn);
     }
     return this.#options.store
       .list()
-      .filter((row) => !kept.has(row.id))
+      .filter((row) => row.kind !== "data" && !kept.has(row.id))
       .map((row) => row.id);
   }
 
   /**
-   * Removes the layers that `unused` names, but for those that are offered meanwhile. `unmount` is called before each; when it throws, the layer stays for the next time.
+   * Removes the layers that `unused` names, but for those that are offered meanwhile, then data files that no image refers to. `unmount` is called before each; when it throws, the layer
+   * stays for the next time. Images that are opened meanwhile are planned afterwards.
    */
   async collect(inUse: ReadonlySet<number>, unmount: (layer: number) => Promise<void>): Promise<void> {
+    const collection = this.#collectAll(inUse, unmount);
+    this.#collecting.add(collection);
+    await collection.finally(() => this.#collecting.delete(collection));
+  }
+
+  async #collectAll(inUse: ReadonlySet<number>, unmount: (layer: number) => Promise<void>): Promise<void> {
     const begunAtMs = this.#clock.monotonic();
-    for (const layer of this.unused(inUse)) {
-      const removal = this.#collectOne(layer, begunAtMs, unmount);
-      this.#removing.add(removal);
-      await removal.finally(() => this.#removing.delete(removal));
-    }
+    for (const layer of this.unused(inUse)) await this.#collectOne(layer, begunAtMs, unmount);
+    for (const layer of this.#options.store.unreferenced()) await this.#collectOne(layer, begunAtMs, unmount);
   }
 
   async #collectOne(layer: number, begunAtMs: number, unmount: (layer: number) => Promise<void>): Promise<void> {
     if ((this.#offeredAtMs.get(layer) ?? -1) >= begunAtMs) return;
     // images that planned it are opened anew at their next pull
-    for (const [key, { record }] of this.#records) {
-      if (record.planned?.layers.some((planned) => planned.layer === layer)) this.#records.delete(key);
-    }
+    for (const [key, { record }] of this.#records) if (record.plan?.uses.has(layer)) this.#records.delete(key);
     this.#offeredAtMs.delete(layer);
     try {
       await unmount(layer);
@@ -176,6 +217,30 @@ export class ImageProvider {
     } catch (error) {
       publish("image:collect-failed", { layer, error: describeError(error) });
     }
+  }
+
+  /** The layer that takes the place of a whole chain, made; null when there is none, it cannot be had, or the chain is not that of one trusted image alone. */
+  async #alternativeFor(
+    layers: readonly number[],
+    options: { namespace: string | null; signal?: AbortSignal | undefined },
+  ): Promise<number | null> {
+    const chain = layers.includes(EMPTY_LAYER) ? null : this.#substitutes.chainOf(layers);
+    const alternative = chain === null ? null : this.#substitutes.alternative(chain);
+    if (chain === null || alternative === null) return null;
+    try {
+      const other = await this.#private.otherImage(chain, alternative, options);
+      if (other === null) {
+        await this.ready(alternative.layer, options.signal);
+        this.#withheld.delete(chain);
+        return alternative.layer;
+      }
+      this.#withheld.set(chain, `its Nydus form is not used: ${other}`);
+    } catch (error) {
+      options.signal?.throwIfAborted();
+      this.#withheld.set(chain, `its Nydus form cannot be used: ${describeError(error)}`);
+    }
+    publish("image:alternative-withheld", { chain, layer: alternative.layer, reason: this.#withheld.get(chain) });
+    return null;
   }
 
   async #open(
@@ -197,7 +262,7 @@ export class ImageProvider {
         reference,
         manifest,
         openedAtMs: this.#clock.now(),
-        planned: null,
+        plan: null,
         refusal: null,
         refusedAtMs: 0,
       };
@@ -213,88 +278,53 @@ export class ImageProvider {
 
   /** Not bound to one caller's signal: other layers of the image wait for it too. */
   async #plan(record: ImageRecord, namespace: string | null): Promise<void> {
-    const signal = AbortSignal.timeout(OPEN_MS_MAX);
+    const { reference, manifest } = record;
     try {
-      const reference = parseReference(record.reference);
-      const remote = await this.#options.repository(reference);
-      const { descriptor } = await describeManifest(remote, this.#options.manifests, record.manifest, {
-        namespace,
-        signal,
-      });
-      const reader = preferLocal(remote, this.#options.manifests, { namespace, manifest: descriptor });
-      const image = await openImage(reader, descriptor, signal);
-      const [choice] = await Promise.all([
-        chooseIndex(image, reader, { policy: this.#options.policy, signal }),
-        proveAccess(remote, image, reference, signal),
-      ]);
-      // a layer that is being removed must not be planned again under its old row
-      while (this.#removing.size > 0) await Promise.allSettled(this.#removing);
-      const layers = image.layers.map((_, position) => this.#planLayer(record, image, choice, position));
-      record.planned = { image, layers, choice };
-      for (const planned of layers) this.maker.start(planned.layer);
-      if (choice.index === null) void this.#noteMissed(record, reader);
-      const lazy = layers.filter((planned) => planned.mode === "lazy").length;
+      const plan = await this.#planner.plan(
+        { reference, manifest, namespace },
+        {
+          signal: AbortSignal.timeout(OPEN_MS_MAX),
+          settled: async () => {
+            while (this.#collecting.size > 0) await Promise.allSettled(this.#collecting);
+          },
+        },
+      );
+      record.plan = plan;
+      this.#noteOffered(plan);
+      for (const layer of plan.start) this.maker.start(layer);
+      if (plan.missed !== null) void this.#noteMissed(record, plan, plan.missed);
       publish("image:opened", {
-        reference: record.reference,
-        manifest: record.manifest,
-        layers: layers.length,
-        lazy,
-        reason: choice.reason,
+        reference,
+        manifest,
+        layers: plan.layers.length,
+        lazy: plan.layers.filter((planned) => planned.mode === "lazy").length,
+        reason: plan.reason,
         ms: this.#clock.now() - record.openedAtMs,
       });
     } catch (error) {
-      record.refusal = describeError(error);
+      const kind = isHeadstartError(error, "HS_NYDUS_UNUSABLE") ? "impossible" : "no";
+      record.refusal = { kind, reason: describeError(error) };
       record.refusedAtMs = this.#clock.monotonic();
-      publish("image:unclaimed", { reference: record.reference, manifest: record.manifest, reason: record.refusal });
+      publish("image:unclaimed", { reference, manifest, reason: record.refusal.reason });
     }
   }
 
   /** Costs a round trip that no pull waits for. */
-  async #noteMissed(record: ImageRecord, reader: ImageReader): Promise<void> {
-    const { policy } = this.#options;
-    const { planned } = record;
-    if (planned === null || allowsReferrers(policy)) return;
-    const reason = await missedByPolicy(planned.image, reader, policy, AbortSignal.timeout(OPEN_MS_MAX));
+  async #noteMissed(
+    record: ImageRecord,
+    plan: Plan,
+    find: (signal: AbortSignal) => Promise<string | null>,
+  ): Promise<void> {
+    const reason = await find(AbortSignal.timeout(OPEN_MS_MAX));
     if (reason === null) return;
-    const layers = planned.layers.map((layer) =>
-      layer.reason === planned.choice.reason ? { ...layer, reason } : layer,
-    );
-    record.planned = { ...planned, layers, choice: { index: null, reason } };
+    const layers = plan.layers.map((layer) => (layer.reason === plan.reason ? { ...layer, reason } : layer));
+    record.plan = { ...plan, layers, reason };
     publish("image:missed", { reference: record.reference, manifest: record.manifest, reason });
   }
 
-  #planLayer(record: ImageRecord, image: OpenedImage, choice: Choice, position: number): PlannedLayer {
-    const { store } = this.#options;
-    const identity = image.layers[position]!;
-    const role: LayerRole = position === 0 ? "lowest" : "upper";
-    // a layer that is here already is the best source, whatever format it came in
-    const here = store.findUsable(identity, role);
-    const tables = choice.index?.tables.get(identity.digest);
-    let reason: string | null = null;
-    if (here !== null) {
-      if (here.state.t !== "sealed") this.maker.addSource(here, record.reference);
-      return { digest: identity.digest, layer: here.id, mode: here.format === EAGER ? "eager" : "lazy", reason: null };
-    }
-    const lazyKey: LayerKey | null =
-      choice.index === null || tables === undefined
-        ? null
-        : { identity, role, format: choice.index.format.name, indexDigest: tables.table.digest };
-    const failure = lazyKey === null ? null : store.indexFailure(lazyKey);
-    if (choice.index === null) reason = choice.reason;
-    else if (lazyKey === null) reason = `the ${choice.index.format.name} index has no table for it`;
-    else if (failure !== null) reason = `its ${lazyKey.format} index cannot be used: ${failure}`;
-    else if (identity.size < this.#options.minLayerSize)
-      reason = `smaller than min_layer_size (${identity.size} bytes)`;
-    const lazy = reason === null && lazyKey !== null && tables !== undefined;
-    const source = packSource({
-      reference: record.reference,
-      table: lazy ? tables.table : null,
-      extras: lazy ? tables.extras : [],
-      reason,
-      position,
-    });
-    const key = lazy ? lazyKey : { identity, role, format: EAGER, indexDigest: null };
-    return { digest: identity.digest, layer: store.declare(key, source).id, mode: lazy ? "lazy" : "eager", reason };
+  #noteOffered(plan: Plan): void {
+    const now = this.#clock.monotonic();
+    for (const layer of plan.uses) this.#offeredAtMs.set(layer, now);
   }
 }
 
@@ -307,29 +337,4 @@ function reasonOf(row: LayerRow | null): string | null {
 
 function no(reason: string): ImageOffer {
   return { kind: "no", reason };
-}
-
-/**
- * One authenticated ranged read in the image's own repository: whoever pulls must be allowed to, even if every byte is here already, and a claim must not find out later
- * that it cannot be kept. Throws HS_IMAGE_UNCLAIMED.
- */
-async function proveAccess(
-  remote: ImageReader,
-  image: OpenedImage,
-  reference: ImageReference,
-  signal: AbortSignal,
-): Promise<void> {
-  const smallest = image.loaded.layers.reduce<OpenedImage["loaded"]["layers"][number] | null>(
-    (best, layer) => (layer.size > 0 && (best === null || layer.size < best.size) ? layer : best),
-    null,
-  );
-  if (smallest === null) return;
-  try {
-    await remote.openBlob(smallest).readRange(0, Math.min(PROBE_BYTES, smallest.size), { signal });
-  } catch (cause) {
-    throw new HeadstartError("HS_IMAGE_UNCLAIMED", {
-      what: `no blob of ${reference.host}/${reference.repository} can be read with the credentials of this node`,
-      cause,
-    });
-  }
 }

@@ -12,7 +12,7 @@ import { NYDUS_MEDIA_TYPES, NYDUS_OS_FEATURE } from "../formats/nydus/ondisk.ts"
 import { type Descriptor, isImageEntry } from "../oci/descriptor.ts";
 import { type LoadedImage, loadManifest, parseIndex } from "../oci/manifest.ts";
 import { isConfigType, isIndexType, isManifestType } from "../oci/media-types.ts";
-import { normalizePlatform, type Platform } from "../oci/platform.ts";
+import { samePlatform } from "../oci/platform.ts";
 import type { ImageReader } from "../oci/store.ts";
 
 /** Where the other form was found. `index`: both stand in the index of this digest. */
@@ -102,7 +102,7 @@ async function entriesBeside(
   const found = { how: "index", index: root.digest } as const;
   return manifests
     .filter((entry) => entry.digest !== own.digest && wanted(entry))
-    .filter((entry) => entry.platform === undefined || isSamePlatform(entry.platform, platform))
+    .filter((entry) => entry.platform === undefined || samePlatform(entry.platform, platform))
     .toSorted((a, b) => Number(a.platform === undefined) - Number(b.platform === undefined))
     .map((descriptor) => ({ descriptor, found }));
 }
@@ -117,7 +117,7 @@ async function firstThat(
   for (const { descriptor, found } of candidates.slice(0, CANDIDATES_MAX)) {
     try {
       const loaded = await loadManifest(reader, descriptor, signal);
-      if (fits(loaded.manifest) && isSamePlatform(loaded.config.platform, image.config.platform))
+      if (fits(loaded.manifest) && samePlatform(loaded.config.platform, image.config.platform))
         return { loaded, found };
     } catch (error) {
       signal?.throwIfAborted();
@@ -138,9 +138,4 @@ async function referrersOf(
     if (isHeadstartError(error, "HS_NOT_FOUND", "HS_BLOB_NOT_FOUND")) return [];
     throw error;
   }
-}
-
-function isSamePlatform(a: Platform, b: Platform): boolean {
-  const [one, other] = [normalizePlatform(a), normalizePlatform(b)];
-  return one.os === other.os && one.architecture === other.architecture && one.variant === other.variant;
 }

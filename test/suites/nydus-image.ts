@@ -20,6 +20,11 @@ export interface StoredManifest {
   readonly manifest: Manifest;
 }
 
+export type ChangeBlob = (
+  bytes: Buffer,
+  blob: { readonly layer: string; readonly isOriginal: boolean },
+) => Uint8Array | null;
+
 export interface NydusImageOptions {
   readonly repository: string;
   /** Of the golden files. */
@@ -27,7 +32,7 @@ export interface NydusImageOptions {
   /** On the bootstrap's bytes. */
   readonly bootstrap?: (bytes: Buffer) => Uint8Array;
   /** On a stored blob; null: it is named and not there. `original`: the layer that a ref refers to. */
-  readonly blob?: (bytes: Buffer, blob: { readonly layer: string; readonly isOriginal: boolean }) => Uint8Array | null;
+  readonly blob?: ChangeBlob;
   /** On the manifest, after everything. */
   readonly manifest?: (manifest: Manifest) => Manifest;
   readonly configType?: string;
