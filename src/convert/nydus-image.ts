@@ -4,7 +4,6 @@
  */
 
 import { type Digest, digestHex, sha256 } from "../base/digest.ts";
-import { HeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
 import type { LayerRole } from "../formats/format.ts";
 import { NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts";
@@ -15,11 +14,7 @@ import { mergeLayers } from "../formats/nydus/write/merge.ts";
 import { buildNativeLayer, type NativeLayerInput, type NydusLayer } from "../formats/nydus/write/native.ts";
 import type { NydusOptions } from "../formats/nydus/write/options.ts";
 import { prefetchInodes } from "../formats/nydus/write/prefetch.ts";
-
-const buildRefLayer = ({ layer }: Pick<NativeLayerInput, "layer">): Promise<NydusLayer> =>
-  Promise.reject(
-    new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `layer ${layer.digest}: no index over layers yet` }),
-  );
+import { buildRefLayer } from "../formats/nydus/write/ref.ts";
 
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { LoadedImage } from "../oci/manifest.ts";
@@ -152,7 +147,7 @@ export class NydusImageWriter {
             return buildNativeLayer({ ...input, bytes, role, dictionary: this.#dictionary });
           })
         : await copyPassing(this.#copier, layer, (bytes) =>
-            this.#push(layer, diffID, (input) => buildRefLayer({ ...input, bytes, role } as Pick<NativeLayerInput, "layer">)),
+            this.#push(layer, diffID, (input) => buildRefLayer({ ...input, bytes, role })),
           );
     onProgress?.({ t: "nydus-layer", layer: layer.digest, blob: made.blob.digest, size: made.blob.size });
     return made;

@@ -20,7 +20,7 @@ import type { Descriptor } from "../oci/descriptor.ts";
 import { goIndex } from "../oci/gojson.ts";
 import { defined } from "../oci/json.ts";
 import type { ImageIndex } from "../oci/manifest.ts";
-import { MEDIA_TYPES } from "../oci/media-types.ts";
+import { layerKind, MEDIA_TYPES } from "../oci/media-types.ts";
 import { type Platform, samePlatform } from "../oci/platform.ts";
 import type { ImageReader, ImageWriter } from "../oci/store.ts";
 import { type ChosenImage, chooseImages, type PlatformChoice } from "./choose-images.ts";
@@ -68,7 +68,7 @@ export interface ConvertedToNydus {
 }
 
 /**
- * Throws HS_USAGE for options that do not go together and for a source that is a Nydus image, HS_PLATFORM, HS_LAYER_REFUSED, HS_NYDUS_LIMIT (a layer that cannot be in a Nydus image, by
+ * Throws HS_USAGE for options that do not go together and for a source that is a Nydus image, HS_PLATFORM, HS_LAYER_REFUSED, HS_FORMAT_UNSUPPORTED (a zstd layer of a ref), HS_NYDUS_LIMIT (a layer that cannot be in a Nydus image, by
  * name), and what sources and destinations throw. Nothing is named in the destination before all of it is there.
  */
 export async function convertToNydus(options: ConvertToNydusOptions): Promise<ConvertedToNydus> {
@@ -77,6 +77,7 @@ export async function convertToNydus(options: ConvertToNydusOptions): Promise<Co
   const wanted = images.filter(({ image }) => !isNydusManifest(image.manifest));
   if (wanted.length === 0)
     throw new HeadstartError("HS_USAGE", { what: `${source.what}: a Nydus image already; --to oci makes a plain one` });
+  if (options.mode === "ref") for (const { image } of wanted) image.layers.forEach(checkRefLayer);
   const mergeIndex = options.mergeIndex === true;
   const copier = new Copier(source, destination, { signal, onProgress });
   const writer = new NydusImageWriter(copier, options);
@@ -111,6 +112,14 @@ export async function convertToNydus(options: ConvertToNydusOptions): Promise<Co
   }
   await destination.finish({ signal });
   return { root: top, images: results };
+}
+
+/** Before anything is copied; by their first bytes the builder tells those whose type is wrong. */
+function checkRefLayer({ digest, mediaType }: Descriptor): void {
+  if (layerKind(mediaType)?.compression !== "zstd") return;
+  throw new HeadstartError("HS_FORMAT_UNSUPPORTED", {
+    what: `layer ${digest} is compressed with zstd, which has no place where reading could begin: --to nydus converts it`,
+  });
 }
 
 type Made = readonly { readonly chosen: ChosenImage; readonly manifest: Descriptor }[];
