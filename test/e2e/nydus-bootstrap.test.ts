@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import type { FileTree } from "../../src/erofs/file-tree.ts";
 import { mergeTrees } from "../../src/erofs/overlay.ts";
+import { compareTreeLines } from "../../src/erofs/tree-lines.ts";
 import { Compressor } from "../../src/formats/nydus/ondisk.ts";
 import { writeBootstrap } from "../../src/formats/nydus/write/bootstrap.ts";
 import { planInodes } from "../../src/formats/nydus/write/bootstrap-inodes.ts";
@@ -14,16 +15,17 @@ import { openDictionary } from "../../src/formats/nydus/write/dictionary.ts";
 import { mergeLayers } from "../../src/formats/nydus/write/merge.ts";
 import { MountFlag, mount, unmount } from "../../src/linux/mount.ts";
 import { differences, listMount, listTree, temporaryFolder } from "../tools/erofs-image.ts";
-import { layerInMemory } from "../tools/nydus-layers.ts";
+import { kernelLines } from "../tools/kernel-lines.ts";
+import { fixtureInMemory, fixtureMergedTree, layerInMemory } from "../tools/nydus-in-memory.ts";
 import { randomTree } from "../tools/random-tree.ts";
 
-/** Writes the image and its devices into `folder`, has fsck.erofs look at it, and compares what the kernel shows with `tree`. */
-function checkMounted(
-  folder: string,
-  image: { readonly bootstrap: Uint8Array; readonly nidOf: Uint32Array; readonly spaces: readonly Uint8Array[] },
-  tree: FileTree,
-  what: string,
-): void {
+interface WrittenImage {
+  readonly bootstrap: Uint8Array;
+  readonly spaces: readonly Uint8Array[];
+}
+
+/** Writes the image and its devices into `folder`, has fsck.erofs look at it, and mounts it. */
+function mountImage(folder: string, image: WrittenImage, what: string): Disposable & { readonly target: string } {
   const target = join(folder, "mnt");
   mkdirSync(target, { recursive: true });
   const source = join(folder, "image.boot");
@@ -39,11 +41,18 @@ function checkMounted(
   assert.equal(fsck.status, 0, `${what}: ${fsck.stdout}${fsck.stderr}`);
   const data = devices.map((path) => `device=${path}`).join(",");
   mount({ source, target, type: "erofs", flags: MountFlag.readOnly, data });
-  try {
-    assert.deepEqual(differences(listTree(tree, image.nidOf), listMount(target)), [], what);
-  } finally {
-    unmount(target);
-  }
+  return { target, [Symbol.dispose]: () => unmount(target) };
+}
+
+/** What the kernel shows is `tree`. */
+function checkMounted(
+  folder: string,
+  image: WrittenImage & { readonly nidOf: Uint32Array },
+  tree: FileTree,
+  what: string,
+): void {
+  using mounted = mountImage(folder, image, what);
+  assert.deepEqual(differences(listTree(tree, image.nidOf), listMount(mounted.target)), [], what);
 }
 
 test("random trees, with chunks of several sizes: fsck.erofs is content, and the mount shows every entry as the tree has it", () => {
@@ -86,4 +95,14 @@ test("an image over several blobs, one of them a dictionary's: each file is read
   const wanted = { ...mergeTrees([other, shared]).tree, nlink: merged.tree.nlink };
   const { nidOf } = planInodes(merged.tree, chunkSize);
   checkMounted(folder.path, { bootstrap, nidOf, spaces }, wanted, "merged");
+});
+
+test("the fixture's image shows what overlayfs showed of its layers, links and nanoseconds included", async () => {
+  using folder = temporaryFolder("headstart-nydus-");
+  const layers = await fixtureInMemory();
+  const merged = mergeLayers(layers.map(({ layer }) => layer));
+  const dataOf = new Map(layers.map(({ layer, data }) => [layer.blob!.facts.id, data]));
+  const spaces = merged.blobs.map(({ facts }) => dataOf.get(facts.id)!);
+  using mounted = mountImage(folder.path, { bootstrap: writeBootstrap(merged), spaces }, "fixture");
+  assert.deepEqual(compareTreeLines(fixtureMergedTree(), kernelLines(mounted.target, 1n << 62n)), []);
 });

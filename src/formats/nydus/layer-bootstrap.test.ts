@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { layerInMemory } from "../../../test/tools/nydus-layers.ts";
+import { layerInMemory } from "../../../test/tools/nydus-in-memory.ts";
 import { HeadstartError } from "../../base/errors.ts";
 import {
   childName,

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { zstdDecompressSync } from "node:zlib";
 import fc from "fast-check";
 import { nydusBlob, nydusBootstrap, nydusVariants } from "../../../../test/suites/golden-nydus.ts";
-import { layerInMemory, linesFromAddresses, linesOf } from "../../../../test/tools/nydus-layers.ts";
+import { layerInMemory, linesFromAddresses, linesOf } from "../../../../test/tools/nydus-in-memory.ts";
 import { randomTree } from "../../../../test/tools/random-tree.ts";
 import { FileTreeBuilder, FileType } from "../../../erofs/file-tree.ts";
 import { bytesSource } from "../../../erofs/source.ts";

@@ -1,17 +1,19 @@
 /** Layers into one image: what overlayfs would show, over the blobs that are still needed. */
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import { test } from "node:test";
-import { gunzipSync } from "node:zlib";
 import { nydusBootstrap } from "../../../../test/suites/golden-nydus.ts";
-import { fixtureDirectory, fixtureLayers } from "../../../../test/suites/golden-soci.ts";
-import { type LayerInMemory, layerInMemory, linesFromAddresses, linesOf } from "../../../../test/tools/nydus-layers.ts";
+import {
+  fixtureInMemory,
+  fixtureMergedTree,
+  type LayerInMemory,
+  layerInMemory,
+  linesFromAddresses,
+  linesOf,
+} from "../../../../test/tools/nydus-in-memory.ts";
 import { type FileTree, FileTreeBuilder, FileType, type InodeFields } from "../../../erofs/file-tree.ts";
 import { mergeTrees } from "../../../erofs/overlay.ts";
-import { compareTreeLines, type TreeLine } from "../../../erofs/tree-lines.ts";
-import { readLayerTree } from "../../tar/read-layer.ts";
+import { compareTreeLines } from "../../../erofs/tree-lines.ts";
 import { readBootstrap } from "../bootstrap.ts";
 import { readLayerBootstrap } from "../layer-bootstrap.ts";
 import { Compressor } from "../ondisk.ts";
@@ -57,41 +59,14 @@ async function mergedLines(
   return { bootstrap, lines: await linesOf(bootstrap.tree, spaces) };
 }
 
-async function fixture(): Promise<LayerInMemory[]> {
-  const found: LayerInMemory[] = [];
-  for (const [index, { bytes, digest, mediaType }] of fixtureLayers("gogz").entries()) {
-    const role = index === 0 ? "lowest" : "upper";
-    const { tree } = await readLayerTree(
-      (async function* () {
-        yield bytes;
-      })(),
-      { digest, mediaType, role },
-    );
-    const tar = gunzipSync(bytes);
-    const content = (inode: number) => {
-      const whole = Buffer.alloc(tree.size[inode]!);
-      for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++) {
-        const at = tree.segmentAddress[segment]!;
-        tar.copy(whole, tree.segmentFileOffset[segment]!, at, at + tree.segmentLength[segment]!);
-      }
-      return whole;
-    };
-    found.push(layerInMemory(tree, { chunkSize: 65_536, role, content }));
-  }
-  return found;
-}
-
 test("the fixture's layers, merged, are the tree that overlayfs showed, links and nanoseconds included", async () => {
-  const path = join(fixtureDirectory, "../tree/merged.jsonl");
-  const expected = readFileSync(path, "utf8").trim().split("\n");
-  const { bootstrap, lines } = await mergedLines(await fixture());
-  const wanted = expected.map((line) => JSON.parse(line) as TreeLine);
-  assert.deepEqual(compareTreeLines(wanted, lines), []);
+  const { bootstrap, lines } = await mergedLines(await fixtureInMemory());
+  assert.deepEqual(compareTreeLines(fixtureMergedTree(), lines), []);
   assert.equal(bootstrap.blobs.length, 3);
 });
 
 test("blobs stand in the order in which the real tool's walk meets them: a directory's own files, then each directory in it, whole", async () => {
-  const layers = await fixture();
+  const layers = await fixtureInMemory();
   const [lowest, middle, top] = layers.map(({ layer }) => layer.blob!.facts.id);
   const ids = (built: readonly LayerInMemory[]) =>
     mergeLayers(built.map(({ layer }) => layer)).blobs.map(({ facts }) => facts.id);
@@ -109,7 +84,7 @@ test("blobs stand in the order in which the real tool's walk meets them: a direc
 });
 
 test("what layer bootstraps say of the layers, read back, merges to the same image", async () => {
-  const layers = await fixture();
+  const layers = await fixtureInMemory();
   const again = layers.map(({ layer }) => {
     const bytes = writeLayerBootstrap({ ...layer, compressor: Compressor.none, refId: null });
     const { id, compressedSize } = layer.blob!.facts;

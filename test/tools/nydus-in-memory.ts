@@ -4,6 +4,9 @@
  */
 
 import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { gunzipSync } from "node:zlib";
 import { crc32c } from "../../src/base/crc32c.ts";
 import { ADDRESS_SPACE, type FileTree, FileTreeBuilder, FileType, inodeFieldsOf } from "../../src/erofs/file-tree.ts";
 import { type TreeLine, treeLines } from "../../src/erofs/tree-lines.ts";
@@ -11,6 +14,8 @@ import type { LayerRole } from "../../src/formats/format.ts";
 import { alignBlock, BlobFeature, CI_ENTRY_SIZE, Compressor } from "../../src/formats/nydus/ondisk.ts";
 import type { ChunkDictionary } from "../../src/formats/nydus/write/dictionary.ts";
 import type { BuiltLayer, ImageBlob, WrittenChunks } from "../../src/formats/nydus/write/model.ts";
+import { readLayerTree } from "../../src/formats/tar/read-layer.ts";
+import { fixtureDirectory, fixtureLayers } from "../suites/golden-soci.ts";
 import { fillFromAddress } from "./random-tree.ts";
 
 export interface LayerOptions {
@@ -183,4 +188,35 @@ export async function linesFromAddresses(tree: FileTree): Promise<TreeLine[]> {
   const lines: TreeLine[] = [];
   for await (const line of treeLines(tree, { sha256 })) lines.push(line);
   return lines;
+}
+
+/** The fixture's layers, lowest first, in chunks of 64 KiB. */
+export async function fixtureInMemory(): Promise<LayerInMemory[]> {
+  const found: LayerInMemory[] = [];
+  for (const [index, { bytes, digest, mediaType }] of fixtureLayers("gogz").entries()) {
+    const role = index === 0 ? "lowest" : "upper";
+    const { tree } = await readLayerTree(
+      (async function* () {
+        yield bytes;
+      })(),
+      { digest, mediaType, role },
+    );
+    const tar = gunzipSync(bytes);
+    const content = (inode: number) => {
+      const whole = Buffer.alloc(tree.size[inode]!);
+      for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++) {
+        const at = tree.segmentAddress[segment]!;
+        tar.copy(whole, tree.segmentFileOffset[segment]!, at, at + tree.segmentLength[segment]!);
+      }
+      return whole;
+    };
+    found.push(layerInMemory(tree, { chunkSize: 65_536, role, content }));
+  }
+  return found;
+}
+
+/** What overlayfs showed of the fixture's layers. */
+export function fixtureMergedTree(): TreeLine[] {
+  const lines = readFileSync(join(fixtureDirectory, "../tree/merged.jsonl"), "utf8").trim().split("\n");
+  return lines.map((line) => JSON.parse(line) as TreeLine);
 }
