@@ -4,8 +4,16 @@
  */
 
 import { HeadstartError } from "../../../base/errors.ts";
+import type { NydusBlob } from "../blob-table.ts";
 import { type NydusBootstrap, readBootstrap } from "../bootstrap.ts";
-import { BlobFeature, ChunkFlag, type DigestAlgorithm, RECORD_COMPRESSED, RECORD_CRC32 } from "../ondisk.ts";
+import {
+  BlobFeature,
+  ChunkFlag,
+  type DigestAlgorithm,
+  nydusInvalid,
+  RECORD_COMPRESSED,
+  RECORD_CRC32,
+} from "../ondisk.ts";
 import type { BlobFacts, ChunkList, ImageBlob } from "./model.ts";
 
 /** A chunk of the dictionary: its blob, and its element in the blob's list. */
@@ -66,7 +74,7 @@ export function openDictionary(
 
 /**
  * Blobs of a bootstrap in the order of its table, each with the chunks that have a record: those that its tree uses. Blobs of RAFS v5 are left out: they have no
- * chunk array.
+ * chunk array. Throws HS_NYDUS_INVALID for records that no chunk array can have.
  */
 export function imageBlobs(bootstrap: NydusBootstrap): ImageBlob[] {
   const { records } = bootstrap;
@@ -77,9 +85,26 @@ export function imageBlobs(bootstrap: NydusBootstrap): ImageBlob[] {
     const { chunkInfo } = blob;
     if (chunkInfo === null) continue;
     const own = elements[blob.index]!.sort((a, b) => records.index[a]! - records.index[b]!);
+    checkOrder(bootstrap, blob, own);
     found.push({ facts: { ...blob, chunkInfo }, chunks: chunkList(bootstrap, own) });
   }
   return found;
+}
+
+/** Chunks lie in the address space in the order of the chunk array (specs/nydus.md N11): lookups by address rely on it. */
+function checkOrder({ records }: NydusBootstrap, blob: NydusBlob, own: readonly number[]): void {
+  let end = 0;
+  for (const record of own) {
+    const offset = records.offset[record]!;
+    if (offset < end)
+      throw nydusInvalid(
+        `blob ${blob.id}`,
+        `the record of chunk ${records.index[record]} has it at ${offset}, after ${end}`,
+      );
+    end = offset + records.size[record]!;
+  }
+  if (end > blob.uncompressedSize)
+    throw nydusInvalid(`blob ${blob.id}`, `records of chunks end at ${end} of ${blob.uncompressedSize} bytes`);
 }
 
 function chunkList({ records }: NydusBootstrap, own: readonly number[]): ChunkList {

@@ -208,3 +208,25 @@ test("a dictionary that cannot serve the conversion says which options would", (
   assert.equal(refs.chunkCount, 0, "chunks of refs are left out");
   assert.equal(new ChunkDictionary(imageBlobs(readBootstrap(nydusBootstrap("v5-zstd-1m")))).chunkCount, 0);
 });
+
+test("a dictionary whose records contradict each other is refused", () => {
+  const bytes = Buffer.from(nydusBootstrap("v6-zstd-64k"));
+  const { records, uses } = readBootstrap(bytes);
+  const table = Number(bytes.readBigUInt64LE(1152 + 24));
+  const used = new Set(uses.record);
+  const conversion = { chunkSize: 65_536, digester: "blake3" } as const;
+  assert.equal(used.size, records.count, "every record is one of a used chunk, so the reader itself looks at each");
+  // one more record, of a chunk that no file has, in front of all others
+  const size = records.count * 80;
+  const more = Buffer.concat([bytes, Buffer.alloc(4096)]);
+  bytes.copy(more, table + size, table, table + 80);
+  more.writeBigUInt64LE(BigInt(size + 80), 1152 + 32);
+  const blob = 1;
+  const free = Array.from({ length: 402 }, (_, index) => index).find(
+    (index) => !records.index.some((taken, record) => taken === index && records.blob[record] === blob),
+  )!;
+  more.writeUInt32LE(blob, table + size + 32);
+  more.writeUInt32LE(free, table + size + 72);
+  more.writeBigUInt64LE(2n ** 40n, table + size + 56);
+  assert.throws(() => openDictionary(more, conversion), { code: "HS_NYDUS_INVALID", message: /records? of chunk/ });
+});
