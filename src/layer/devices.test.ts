@@ -61,14 +61,6 @@ function create(store: LayerStore, name: string, merged: MergedImage): Promise<L
   return store.createImage({ key: imageKey(name), merged, source: {}, dataSource: ({ digest }) => ({ digest }) });
 }
 
-async function assertContents(image: LayerImage, merged: MergedImage, expected: MergedImage = merged): Promise<void> {
-  for (const { path, inode } of filesOf(merged.tree)) {
-    const want = filesOf(expected.tree).find((file) => file.path === path)!;
-    const content = await contentOf(image, merged, inode);
-    assert.equal(content.byteLength, expected.tree.size[want.inode], path);
-  }
-}
-
 /** Sha256 of the content of each file, by path, as an independent decoder found them. */
 function golden(variant: string): Map<string, string> {
   const found = new Map<string, string>();

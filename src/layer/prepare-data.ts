@@ -185,7 +185,13 @@ function prepare(table: DataTable, known: KnownDigests): PreparedData {
   const size = last < 0 ? 0 : alignUp(units.pieceAddress[last]! + units.pieceLength[last]!, BLOCK_SIZE);
   if (!(size > 0 && size <= IMAGE_BYTES_MAX))
     throw new HeadstartError("HS_EROFS_LIMIT", { what: `a data file of ${size} bytes` });
-  return { table: { ...table, units: verified }, known: known.known.buffer, pieces: groupPieces(units), placement, size };
+  return {
+    table: { ...table, units: verified },
+    known: known.known.buffer,
+    pieces: groupPieces(units),
+    placement,
+    size,
+  };
 }
 
 function makeHoles(directory: string, size: number): void {

@@ -5,6 +5,9 @@
  *   <directory>/<id>          EROFS over the layer file itself         the kernel alone
  *   <directory>/c<12 hex>     EROFS over a chain's small lower (chain.ts)
  *
+ * An image whose data lie in other files (its devices, docs/internals/devices.md) is mounted from its own local file in both cases; "over FUSE" then means that devices with holes are virtual
+ * files. Devices are never mounted by themselves.
+ *
  * Both of a layer may be there at once: containers that began before it was sealed keep the first, new ones get the second. Names are short and under one directory,
  * which shares its parent with the snapshots: so 128 layers fit into mount(2)'s page (specs/containerd.md 5.3). The FUSE mount is elsewhere: an id-mapping of
  * everything below the common parent would fail on it.
@@ -43,6 +46,8 @@ export interface MountableLayer {
   readonly fillMap: Bitmap;
   ensure(range: Range, options: { signal?: AbortSignal }): Promise<void>;
   tree(): Promise<FileTree>;
+  /** Files that hold its data, in the order of its device table; `isComplete`: all that this layer needs of it is there. Left out or empty: its own file does. */
+  readonly devices?: readonly { readonly layer: MountableLayer; readonly isComplete: boolean }[];
 }
 
 export type MountKind = "fuse" | "native" | "chain";
@@ -67,6 +72,8 @@ interface Mounted {
   readonly kind: MountKind;
   readonly path: string;
   readonly owners: Set<string>;
+  /** Ids of its devices; unknown (empty) after a restart, until somebody mounts or serves the layer again. */
+  devices: readonly number[];
 }
 
 /** Lower node ids: 1 is the root, 2 the probe. */
@@ -108,21 +115,33 @@ export class LayerMounts {
     return mounts;
   }
 
-  /** Layers that are mounted over FUSE: containers may wait for their holes now, so `serve` each at start. */
+  /** Layers (and images, not their devices) that are mounted over FUSE: containers may wait for their holes now, so `serve` each at start. */
   get needed(): number[] {
     return [...this.#mounted.values()].flatMap((each) => (each.kind === "fuse" ? [each.layer!] : []));
   }
 
   status(): LayerMountStatus[] {
-    return [...this.#mounted.values()].map((each) => ({ ...each, owners: [...each.owners] }));
+    return [...this.#mounted.values()].map(({ layer, kind, path, owners }) => ({
+      layer,
+      kind,
+      path,
+      owners: [...owners],
+    }));
   }
 
   isUsed(layer: number): boolean {
-    return [...this.#mounted.values()].some((each) => each.layer === layer && each.owners.size > 0);
+    return [...this.#mounted.values()].some(
+      (each) => each.owners.size > 0 && (each.layer === layer || each.devices.includes(layer)),
+    );
   }
 
-  /** Makes the layer's file a file of the FUSE mount. Its descriptor must stay open until `forget`. Idempotent. */
+  /** Makes the layer's file, or its devices, files of the FUSE mount. Their descriptors must stay open until `forget`. Idempotent. */
   serve(layer: MountableLayer): void {
+    if (layer.devices !== undefined && layer.devices.length > 0) {
+      for (const device of layer.devices) this.serve(device.layer);
+      this.#noteDevices(layer);
+      return;
+    }
     if (this.#served.has(layer.id)) return;
     this.#server.addFile({
       nodeid: FIRST_LAYER_NODEID + layer.id,
@@ -151,10 +170,16 @@ export class LayerMounts {
     return await this.#change(path, async () => {
       if (kind === "fuse") this.serve(layer);
       if (!this.#mounted.has(path)) {
-        if (kind === "fuse") await this.#store(layer);
-        const file = kind === "fuse" ? this.#server.path({ name: `${layer.id}.erofs` }) : layer.path;
-        await this.#mount({ layer: layer.id, kind, path, owners: new Set() }, file);
+        const devices = layer.devices ?? [];
+        const isVirtual = kind === "fuse" && devices.length === 0;
+        if (isVirtual) await this.#store(layer);
+        const file = isVirtual ? this.#virtualPath(layer.id) : layer.path;
+        const paths = devices.map((device) =>
+          kind === "fuse" && !device.isComplete ? this.#virtualPath(device.layer.id) : device.layer.path,
+        );
+        await this.#mount({ layer: layer.id, kind, path, owners: new Set(), devices: [] }, file, paths);
       }
+      this.#noteDevices(layer);
       this.#mounted.get(path)!.owners.add(owner);
       return path;
     });
@@ -164,7 +189,8 @@ export class LayerMounts {
   async mountChain(owner: string, name: string, file: string): Promise<string> {
     const path = join(this.directory, `c${name}`);
     return await this.#change(path, async () => {
-      if (!this.#mounted.has(path)) await this.#mount({ layer: null, kind: "chain", path, owners: new Set() }, file);
+      if (!this.#mounted.has(path))
+        await this.#mount({ layer: null, kind: "chain", path, owners: new Set(), devices: [] }, file);
       this.#mounted.get(path)!.owners.add(owner);
       return path;
     });
@@ -187,13 +213,22 @@ export class LayerMounts {
     for (const each of [...this.#mounted.values()]) await this.#unmountUnused(each);
   }
 
-  /** The layer goes away: its mounts, then its virtual file. Afterwards its descriptor may be closed. Throws HS_LAYER_STATE while it has owners. */
+  /** The layer (or device) goes away: its mounts, then its virtual file. Afterwards its descriptor may be closed. Throws HS_LAYER_STATE while it, or an image over it, has owners. */
   async forget(layer: number): Promise<void> {
     if (this.isUsed(layer))
       throw new HeadstartError("HS_LAYER_STATE", { what: `layer ${layer} is mounted and in use` });
     for (const each of [...this.#mounted.values()]) if (each.layer === layer) await this.#unmountUnused(each);
     if (!this.#served.delete(layer)) return;
     await this.#server.removeFile(FIRST_LAYER_NODEID + layer);
+  }
+
+  #noteDevices(layer: MountableLayer): void {
+    const devices = layer.devices?.map((device) => device.layer.id) ?? [];
+    for (const each of this.#mounted.values()) if (each.layer === layer.id) each.devices = devices;
+  }
+
+  #virtualPath(layer: number): string {
+    return this.#server.path({ name: `${layer}.erofs` });
   }
 
   #layerPath(layer: number, kind: "fuse" | "native"): string {
@@ -212,7 +247,7 @@ export class LayerMounts {
     }
   }
 
-  async #mount(wanted: Mounted, file: string): Promise<void> {
+  async #mount(wanted: Mounted, file: string, devices: readonly string[] = []): Promise<void> {
     const { layer, kind, path } = wanted;
     const backing = kind === "fuse" ? this.#ladder.overFuse : this.#ladder.native;
     if (backing === null) {
@@ -221,7 +256,8 @@ export class LayerMounts {
     }
     const started = performance.now();
     mkdirSync(path, { recursive: true, mode: 0o700 });
-    await mountErofs({ file, target: path, backing, directio: kind === "fuse" && this.#ladder.directio });
+    const directio = kind === "fuse" && this.#ladder.directio;
+    await mountErofs({ file, target: path, backing, directio, devices });
     this.#mounted.set(path, wanted);
     publish("mount:mounted", { layer, kind, backing, path, ms: performance.now() - started });
   }
@@ -271,7 +307,7 @@ export class LayerMounts {
       try {
         const top = stacked.at(-1);
         if (top !== undefined && stacked.length === 1 && this.#isOurs(top, kind, layer)) {
-          this.#mounted.set(path, { layer, kind, path, owners: new Set() });
+          this.#mounted.set(path, { layer, kind, path, owners: new Set(), devices: [] });
           publish("mount:adopted", { layer, kind, path });
           continue;
         }
@@ -292,7 +328,8 @@ export class LayerMounts {
     const file = loopBackingFile(mount.source) ?? mount.source;
     if (kind === "native") return file.endsWith(`/${layer}/image`);
     if (kind === "chain") return file.endsWith(`/${mount.mountPoint.slice(-12)}`);
-    return this.#server.adopted && file === this.#server.path({ name: `${layer}.erofs` });
+    // of an image the mount names its own file, a local one
+    return this.#server.adopted && (file === this.#virtualPath(layer!) || file.endsWith(`/${layer}/image`));
   }
 }
 

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
-import { closeSync, constants, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { constants, ftruncateSync, mkdirSync, openSync } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -11,104 +10,44 @@ import type { Range } from "../../src/base/ranges.ts";
 import { type FileTree, FileTreeBuilder, FileType } from "../../src/erofs/file-tree.ts";
 import { impliedLower } from "../../src/erofs/overlay.ts";
 import { layoutLazy } from "../../src/erofs/write.ts";
-import { HoleServer } from "../../src/fuse/hole-server.ts";
-import { MountFlag, mount, mountAsync, UnmountFlag, unmount, unmountAsync } from "../../src/linux/mount.ts";
-import { findMount, isUnder, readMountInfo } from "../../src/linux/mountinfo.ts";
+import { mountAsync, UnmountFlag, unmount, unmountAsync } from "../../src/linux/mount.ts";
+import { findMount, readMountInfo } from "../../src/linux/mountinfo.ts";
 import { Chains } from "../../src/mount/chain.ts";
-import { type Ladder, probeLadder } from "../../src/mount/ladder.ts";
-import { LayerMounts, layerOfNodeid, type MountableLayer } from "../../src/mount/layers.ts";
+import { probeLadder } from "../../src/mount/ladder.ts";
+import { layerOfNodeid, type MountableLayer } from "../../src/mount/layers.ts";
 import { teardown } from "../../src/mount/teardown.ts";
+import { MountPlace } from "./mount-place.ts";
 
 const options = { skip: process.getuid?.() !== 0 && "needs root", timeout: 60_000 };
 const TIMES = { mtimeSeconds: 1_700_000_000, mtimeNanoseconds: 0 };
 const TEXT = "from the layer\n";
 
-/** A root, a state directory with a FUSE mount as the supervisor makes it, and a hole server in this process. */
-class Instance implements AsyncDisposable {
-  readonly base = mkdtempSync(join(tmpdir(), "headstart-mounts-"));
-  readonly root = join(this.base, "root");
-  readonly state = join(this.base, "state");
-  readonly #fds: number[] = [];
-  fd = -1;
-  server!: HoleServer;
-
-  static async make(): Promise<Instance> {
-    const instance = new Instance();
-    mkdirSync(join(instance.root, "layers"), { recursive: true });
-    instance.mountFuse();
-    await instance.serve();
-    return instance;
-  }
-
-  mountFuse(): void {
-    mkdirSync(join(this.state, "fuse"), { recursive: true });
-    for (const name of ["connection.json", "journal"]) rmSync(join(this.state, name), { force: true });
-    this.fd = openSync("/dev/fuse", "r+");
-    this.#fds.push(this.fd);
-    const data = `fd=${this.fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=1048576`;
-    mount({
-      source: "headstart",
-      target: join(this.state, "fuse"),
-      type: "fuse.headstart",
-      flags: MountFlag.noSuid,
-      data,
-    });
-  }
-
-  async serve(onUnknownFile: (nodeid: number) => void = () => {}): Promise<void> {
-    this.server = await HoleServer.open({ fd: this.fd, stateDirectory: this.state, onUnknownFile });
-    await this.server.start();
-  }
-
-  probe(backing: "auto" | "file" | "loop" = "auto"): Promise<Ladder> {
-    return probeLadder({ server: this.server, directory: this.root, backing });
-  }
-
-  async mounts(ladder: Ladder): Promise<LayerMounts> {
-    return await LayerMounts.open({ directory: join(this.root, "l"), server: this.server, ladder });
-  }
-
-  /** A layer whose file data are holes until `ensure`. */
-  layer(id: number, tree: FileTree = textTree()): TestLayer {
-    const directory = join(this.root, "layers", String(id));
-    mkdirSync(directory, { recursive: true });
-    const layout = layoutLazy(tree, { uuid: new Uint8Array(16).fill(id) });
-    const fd = openSync(join(directory, "image"), constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC);
-    this.#fds.push(fd);
-    ftruncateSync(fd, layout.size);
-    for (const part of layout.parts) writeFully(fd, part.bytes, part.offset);
-    const fillMap = new Bitmap(layout.size / 4096);
-    fillMap.setRange(0, layout.metadataRange.end / 4096);
-    return {
-      id,
-      path: join(directory, "image"),
-      isComplete: false,
-      size: layout.size,
-      fd,
-      fillMap,
-      faults: 0,
-      async ensure(range: Range) {
-        this.faults++;
-        if (layout.placement.rowCount > 0) writeFully(fd, Buffer.from(TEXT), layout.placement.fileOffset[0]!);
-        fillMap.setRange(Math.floor(range.start / 4096), Math.ceil(range.end / 4096));
-      },
-      tree: async () => tree,
-    };
-  }
-
-  /** Mount points of this instance, without FUSE itself. */
-  mounted(): string[] {
-    return readMountInfo()
-      .filter((each) => isUnder(each.mountPoint, this.base) && each.mountPoint !== join(this.state, "fuse"))
-      .map((each) => each.mountPoint.slice(this.root.length + 1));
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.server[Symbol.asyncDispose]();
-    await teardown([this.root, this.state], { force: true });
-    for (const fd of this.#fds) closeSync(fd);
-    rmSync(this.base, { recursive: true });
-  }
+/** A layer whose file data are holes until `ensure`. */
+function testLayer(place: MountPlace, id: number, tree: FileTree = textTree()): TestLayer {
+  const directory = join(place.root, "layers", String(id));
+  mkdirSync(directory, { recursive: true });
+  const layout = layoutLazy(tree, { uuid: new Uint8Array(16).fill(id) });
+  const fd = openSync(join(directory, "image"), constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC);
+  place.fds.push(fd);
+  ftruncateSync(fd, layout.size);
+  for (const part of layout.parts) writeFully(fd, part.bytes, part.offset);
+  const fillMap = new Bitmap(layout.size / 4096);
+  fillMap.setRange(0, layout.metadataRange.end / 4096);
+  return {
+    id,
+    path: join(directory, "image"),
+    isComplete: false,
+    size: layout.size,
+    fd,
+    fillMap,
+    faults: 0,
+    async ensure(range: Range) {
+      this.faults++;
+      if (layout.placement.rowCount > 0) writeFully(fd, Buffer.from(TEXT), layout.placement.fileOffset[0]!);
+      fillMap.setRange(Math.floor(range.start / 4096), Math.ceil(range.end / 4096));
+    },
+    tree: async () => tree,
+  };
 }
 
 interface TestLayer extends MountableLayer {
@@ -135,7 +74,7 @@ function directoryTree(name: string, mode: number, implied: boolean, file?: stri
 }
 
 test("the ladder finds a way that works here, says how, and leaves nothing mounted", options, async () => {
-  await using instance = await Instance.make();
+  await using instance = await MountPlace.make();
   const ladder = await instance.probe();
   assert.ok(ladder.overFuse !== null && ladder.native !== null, JSON.stringify(ladder));
   assert.ok(ladder.steps.some((step) => step.step.endsWith("over FUSE") && step.outcome === "works"));
@@ -145,7 +84,7 @@ test("the ladder finds a way that works here, says how, and leaves nothing mount
 });
 
 test("the configuration can force loop devices, and an old kernel falls to them by itself", options, async () => {
-  await using instance = await Instance.make();
+  await using instance = await MountPlace.make();
   const forced = await instance.probe("loop");
   assert.equal(forced.overFuse, "loop");
   assert.equal(forced.native, "loop");
@@ -166,9 +105,9 @@ for (const backing of ["auto", "loop"] as const) {
     `a layer is mounted once for all owners, and unmounted behind the last (backing ${backing})`,
     options,
     async () => {
-      await using instance = await Instance.make();
+      await using instance = await MountPlace.make();
       const mounts = await instance.mounts(await instance.probe(backing));
-      const layer = instance.layer(7);
+      const layer = testLayer(instance, 7);
       const [a, b] = await Promise.all([mounts.mount("a", layer), mounts.mount("b", layer)]);
       assert.equal(a, join(instance.root, "l", "7f"));
       assert.equal(b, a);
@@ -189,9 +128,9 @@ for (const backing of ["auto", "loop"] as const) {
     `a sealed layer is mounted natively for new owners, while old ones keep their mount (backing ${backing})`,
     options,
     async () => {
-      await using instance = await Instance.make();
+      await using instance = await MountPlace.make();
       const mounts = await instance.mounts(await instance.probe(backing));
-      const layer = instance.layer(8);
+      const layer = testLayer(instance, 8);
       const old = await mounts.mount("old", layer);
       await layer.ensure({ start: 0, end: layer.size }, {});
       layer.isComplete = true;
@@ -212,10 +151,10 @@ for (const backing of ["auto", "loop"] as const) {
 }
 
 test("after a restart mounts are adopted, owners are told again, and the rest is unmounted", options, async () => {
-  await using instance = await Instance.make();
+  await using instance = await MountPlace.make();
   const ladder = await instance.probe();
   const first = await instance.mounts(ladder);
-  const layers = [instance.layer(1), instance.layer(2), instance.layer(3)];
+  const layers = [testLayer(instance, 1), testLayer(instance, 2), testLayer(instance, 3)];
   for (const layer of layers) await first.mount("owner", layer);
   assert.equal(await readFile(join(instance.root, "l", "1f", "text"), "utf8"), TEXT);
   await instance.server[Symbol.asyncDispose]();
@@ -236,9 +175,9 @@ test(
   "mounts over a FUSE connection that is gone are dead: they are detached at start, and the layer is mounted anew",
   options,
   async () => {
-    await using instance = await Instance.make();
+    await using instance = await MountPlace.make();
     const ladder = await instance.probe();
-    const layer = instance.layer(4);
+    const layer = testLayer(instance, 4);
     await (await instance.mounts(ladder)).mount("owner", layer);
     await instance.server[Symbol.asyncDispose]();
     unmount(join(instance.state, "fuse"), UnmountFlag.detach);
@@ -254,9 +193,9 @@ test(
 );
 
 test("after a restart a read of a layer that is not open yet waits for it, and asks for it", options, async () => {
-  await using instance = await Instance.make();
+  await using instance = await MountPlace.make();
   const ladder = await instance.probe();
-  const layer = instance.layer(9);
+  const layer = testLayer(instance, 9);
   const path = await (await instance.mounts(ladder)).mount("owner", layer);
   await instance.server[Symbol.asyncDispose]();
   const asked: (number | null)[] = [];
@@ -273,7 +212,7 @@ test("after a restart a read of a layer that is not open yet waits for it, and a
 });
 
 test("a walk of a fresh mount asks us next to nothing: its metadata were pushed", options, async () => {
-  await using instance = await Instance.make();
+  await using instance = await MountPlace.make();
   const mounts = await instance.mounts(await instance.probe());
   const builder = new FileTreeBuilder({ mode: 0o755, uid: 0, gid: 0, ...TIMES });
   const owner = { uid: 0, gid: 0, ...TIMES };
@@ -281,7 +220,7 @@ test("a walk of a fresh mount asks us next to nothing: its metadata were pushed"
     const inode = builder.addInode({ type: FileType.regular, mode: 0o644, ...owner });
     builder.addName(0, Buffer.from(`file-${index}`), inode);
   }
-  const path = await mounts.mount("owner", instance.layer(3, builder.finish()));
+  const path = await mounts.mount("owner", testLayer(instance, 3, builder.finish()));
   const before = instance.server.statistics.reads;
   const names = await readdir(path);
   assert.equal(names.length, 3000);
@@ -295,7 +234,7 @@ test(
   "a chain's small lower gives a directory that a layer only implies the attributes it has below",
   options,
   async () => {
-    await using instance = await Instance.make();
+    await using instance = await MountPlace.make();
     const mounts = await instance.mounts(await instance.probe());
     let computed = 0;
     const counted = (trees: readonly FileTree[]) => {
@@ -303,8 +242,8 @@ test(
       return impliedLower(trees);
     };
     const chains = new Chains({ directory: join(instance.root, "chains"), mounts, impliedLower: counted });
-    const below = instance.layer(1, directoryTree("tmp", 0o1777, false));
-    const above = instance.layer(2, directoryTree("tmp", 0o755, true, "file"));
+    const below = testLayer(instance, 1, directoryTree("tmp", 0o1777, false));
+    const above = testLayer(instance, 2, directoryTree("tmp", 0o755, true, "file"));
     const elements = [
       { kind: "layer", layer: below },
       { kind: "layer", layer: above },
@@ -335,10 +274,10 @@ test(
   "teardown unmounts layers and FUSE in order, and says what an overlay of somebody else still holds",
   options,
   async () => {
-    await using instance = await Instance.make();
+    await using instance = await MountPlace.make();
     const mounts = await instance.mounts(await instance.probe());
-    await mounts.mount("a", instance.layer(5));
-    await mounts.mount("a", instance.layer(6));
+    await mounts.mount("a", testLayer(instance, 5));
+    await mounts.mount("a", testLayer(instance, 6));
     await instance.server[Symbol.asyncDispose]();
     await teardown([instance.root, instance.state]);
     assert.deepEqual(instance.mounted(), []);

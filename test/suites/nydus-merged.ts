@@ -88,7 +88,11 @@ function withPieces(blob: BoundBlob, pieces: ReadonlySet<number>): BoundBlob | n
   const digests = Buffer.concat(kept.map((index) => bound.digests.subarray(index * 32, index * 32 + 32)));
   return {
     ...blob,
-    bound: { ...bound, pieces: Uint32Array.from(kept, (index) => bound.pieces[index]!), digests: new Uint8Array(digests) },
+    bound: {
+      ...bound,
+      pieces: Uint32Array.from(kept, (index) => bound.pieces[index]!),
+      digests: new Uint8Array(digests),
+    },
   };
 }
 
