@@ -45,6 +45,8 @@ export interface Behaviour {
   pageLimit: number;
   pageTokenLifeMs: number;
   blockTokenLifeMs: number;
+  /** So many lists give block tokens that have expired already. */
+  staleLists: number;
   encryptionByDefault: boolean;
   faults: FaultRule[];
 }
@@ -60,6 +62,7 @@ export function calm(): Behaviour {
     pageLimit: 10_000,
     pageTokenLifeMs: 60 * 60_000,
     blockTokenLifeMs: 7 * 24 * 3_600_000,
+    staleLists: 0,
     encryptionByDefault: false,
     faults: [],
   };

@@ -400,7 +400,9 @@ function listAnswer(world: World, behaviour: Behaviour, snapshot: Snapshot, foun
 function list(world: World, behaviour: Behaviour, memory: EbsMemory, id: string, request: EbsRequest): Answer {
   const snapshot = readable(world, id);
   const found = page(world, behaviour, memory, id, world.indexes(id), request);
-  const expires = world.now() + behaviour.blockTokenLifeMs;
+  const stale = behaviour.staleLists > 0;
+  if (stale) behaviour.staleLists--;
+  const expires = world.now() + (stale ? -1 : behaviour.blockTokenLifeMs);
   const Blocks = found.indexes.map((index) => ({ BlockIndex: index, BlockToken: blockToken(id, index, expires) }));
   return listAnswer(world, behaviour, snapshot, found, { Blocks });
 }

@@ -150,7 +150,8 @@ export class Metadata {
 
   #credentials(): Answer {
     const now = this.#world.now();
-    if (this.#current === undefined || this.#current.expiresAt! - now < 5 * 60_000) {
+    const known = this.#world.keys.get(this.#current?.id ?? "");
+    if (this.#current === undefined || (known?.expiresAt ?? 0) - now < 5 * 60_000) {
       this.#current = this.#world.addKey({ temporary: true, lifeMs: this.#world.sessionLifeMs });
     }
     const key = this.#current;

@@ -2,11 +2,11 @@
  * What the AWS of the tests holds: snapshots with their blocks, tags, launch templates, parameters, access keys; and a clock that tests can put forward. The rules of the
  * services are in ebs.ts, ec2.ts and small-services.ts; here is only state.
  *
- * A snapshot's blocks lie in a sparse file of its own; what it does not have is its parent's, else zeros. `rawDisk` composes them: the oracle of what a volume made from it would hold.
+ * A snapshot's blocks lie in a sparse file of its own; what it does not have is its parent's, else zeros. `firstDifference` is the oracle: it says what a volume made from it would hold.
  */
 
-import { createHash, randomBytes } from "node:crypto";
-import { closeSync, ftruncateSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { closeSync, fstatSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { AccessKey } from "./signature.ts";
@@ -162,27 +162,21 @@ export class World implements Disposable {
     return bytes;
   }
 
-  /** Writes the disk that a volume made from the snapshot would be. */
-  rawDisk(id: string, path: string): void {
-    const [snapshot] = this.lineage(id);
-    const fd = openSync(path, "w");
+  /** The first block in which a volume made from the snapshot differs from a file, beyond whose end it must be zeros; undefined: none. */
+  firstDifference(id: string, path: string): number | undefined {
+    const wanted = Buffer.alloc(BLOCK);
+    const fd = openSync(path, "r");
     try {
-      ftruncateSync(fd, snapshot!.volumeSizeGiB * 2 ** 30);
-      for (const index of this.indexes(id)) writeSync(fd, this.load(id, index), 0, BLOCK, index * BLOCK);
+      const count = Math.ceil(fstatSync(fd).size / BLOCK);
+      const all = new Set([...Array(count).keys(), ...this.indexes(id)]);
+      return [...all].find((index) => {
+        wanted.fill(0);
+        readSync(fd, wanted, 0, BLOCK, index * BLOCK);
+        return !this.load(id, index).equals(wanted);
+      });
     } finally {
       closeSync(fd);
     }
-  }
-
-  /** SHA-256 over the disk's blocks that are not zero, with their indexes: a short name for what it holds. */
-  content(id: string): string {
-    const hash = createHash("sha256");
-    const zero = createHash("sha256").update(Buffer.alloc(BLOCK)).digest();
-    for (const index of this.indexes(id)) {
-      const digest = this.holder(id, index)!.digests.get(index)!;
-      if (!digest.equals(zero)) hash.update(`${index}:`).update(digest);
-    }
-    return hash.digest("hex");
   }
 
   #file(snapshot: Snapshot): number {

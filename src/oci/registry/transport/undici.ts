@@ -39,13 +39,23 @@ export class UndiciTransport implements Transport, AsyncDisposable {
   readonly #tls: TlsSettings;
   readonly #timeouts: Timeouts;
   readonly #env: Environment;
+  readonly #connections: number;
   readonly #dispatchers = new Map<string, Dispatcher>();
   #secureContext: Promise<SecureContext> | undefined;
 
-  constructor(options: { tls?: TlsSettings; timeouts?: Partial<Timeouts>; env?: Environment } = {}) {
+  constructor(
+    options: {
+      tls?: TlsSettings;
+      timeouts?: Partial<Timeouts>;
+      env?: Environment;
+      /** The most to one host. */
+      connections?: number;
+    } = {},
+  ) {
     this.#tls = options.tls ?? PLAIN_TLS;
     this.#timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
     this.#env = options.env ?? {};
+    this.#connections = options.connections ?? CONNECTIONS_MAX;
   }
 
   async send(request: TransportRequest): Promise<TransportResponse> {
@@ -79,7 +89,7 @@ export class UndiciTransport implements Transport, AsyncDisposable {
     const connect = { ...(secure ? await this.#tlsOptions() : {}), timeout: this.#timeouts.connectMs };
     let dispatcher = this.#dispatchers.get(key); // somebody else may have made it meanwhile
     if (dispatcher === undefined) {
-      const options = { connections: CONNECTIONS_MAX, pipelining: 1, allowH2: false, keepAliveTimeout: 30_000 };
+      const options = { connections: this.#connections, pipelining: 1, allowH2: false, keepAliveTimeout: 30_000 };
       dispatcher =
         proxy === undefined
           ? new Agent({ ...options, connect })
