@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import type { FileTree } from "../../src/erofs/file-tree.ts";
+import { type FileTree, FileTreeBuilder, FileType } from "../../src/erofs/file-tree.ts";
 import { mergeTrees } from "../../src/erofs/overlay.ts";
 import { compareTreeLines } from "../../src/erofs/tree-lines.ts";
 import { Compressor } from "../../src/formats/nydus/ondisk.ts";
@@ -105,4 +105,26 @@ test("the fixture's image shows what overlayfs showed of its layers, links and n
   const spaces = merged.blobs.map(({ facts }) => dataOf.get(facts.id)!);
   using mounted = mountImage(folder.path, { bootstrap: writeBootstrap(merged), spaces }, "fixture");
   assert.deepEqual(compareTreeLines(fixtureMergedTree(), kernelLines(mounted.target, 1n << 62n)), []);
+});
+
+test("directories around block edges and one of 20 000 entries: every name is found", () => {
+  using folder = temporaryFolder("headstart-nydus-");
+  const plain = { mode: 0o755, uid: 0, gid: 0, mtimeSeconds: 1_700_000_000, mtimeNanoseconds: 0 };
+  const builder = new FileTreeBuilder(plain);
+  const directory = (name: string, count: number, length: number) => {
+    const inode = builder.addInode({ ...plain, type: FileType.directory });
+    builder.addName(0, Buffer.from(name), inode);
+    for (let index = 0; index < count; index++) {
+      const child = builder.addInode({ ...plain, type: FileType.fifo });
+      builder.addName(inode, Buffer.from(`${index}`.padEnd(length, "n")), child);
+    }
+  };
+  // "." and ".." take 27 bytes, an entry 12 and its name: inode and tail fill a block at 4032, the first block ends at 4096
+  for (let count = 60; count <= 66; count++)
+    for (const length of [50, 51, 52]) directory(`${count}-${length}`, count, length);
+  directory("many", 20_000, 12);
+  const tree = builder.finish();
+  const { layer } = layerInMemory(tree, { chunkSize: 4096 });
+  const bootstrap = writeBootstrap(mergeLayers([layer]));
+  checkMounted(folder.path, { bootstrap, nidOf: planInodes(tree, 4096).nidOf, spaces: [] }, tree, "directories");
 });
