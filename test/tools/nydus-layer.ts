@@ -19,6 +19,7 @@ import { mergeLayers } from "../../src/formats/nydus/write/merge.ts";
 import type { BuiltLayer } from "../../src/formats/nydus/write/model.ts";
 import { buildNativeLayer, type NydusLayer } from "../../src/formats/nydus/write/native.ts";
 import { NYDUS_DEFAULTS, type NydusOptions } from "../../src/formats/nydus/write/options.ts";
+import { buildRefLayer } from "../../src/formats/nydus/write/ref.ts";
 import { unpackTar } from "../../src/formats/nydus/write/reverse.ts";
 import { StoredChunks } from "../../src/formats/nydus/write/stored-chunks.ts";
 import { pieceHash, verifyPiece } from "../../src/formats/piece-hash.ts";
@@ -125,4 +126,21 @@ export async function tarOf(converted: Converted, others: readonly Converted[] =
   const tar = unpackTar(inPieces(stored, 5000), { read: (blob, chunk) => sources.get(blob)!.read(chunk) }, "test");
   for await (const bytes of tar) pieces.push(Uint8Array.from(bytes));
   return Buffer.concat(pieces);
+}
+
+/** `stored`: the blob of the source layer, which the ref is to. */
+export async function convertRef(
+  stored: Uint8Array,
+  options: { readonly chunkSize?: number; readonly role?: LayerRole; readonly pieces?: number } = {},
+): Promise<Converted> {
+  const parts: Uint8Array[] = [];
+  const built = await buildRefLayer({
+    bytes: inPieces(stored, options.pieces),
+    layer: { digest: sha256(stored), size: stored.byteLength, mediaType: LAYER_TYPE },
+    role: options.role ?? "lowest",
+    options: { chunkSize: options.chunkSize ?? NYDUS_DEFAULTS.chunkSize },
+    sink: (bytes) => void parts.push(Uint8Array.from(bytes)),
+  });
+  const bytes = Buffer.concat(parts);
+  return { ...built, bytes, tail: readBlobTail(bytesSource(bytes)) };
 }

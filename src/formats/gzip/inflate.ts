@@ -26,6 +26,11 @@ export interface GzipInflateOptions {
    * decoded before another one is of interest: up to there the decoder does not stop at each block, which is 8 % faster.
    */
   readonly boundary?: (consumed: number, produced: number, bits: number) => number;
+  /**
+   * How many bytes may have been decoded, over all members, before they must have been handed out: who follows what the bytes mean can stop at a place that he knows only then
+   * (Nydus zran: `consumed` where a file begins). Asked again after that, and must then be more.
+   */
+  readonly limit?: () => number;
   /** Where to decode to when a buffer is full: longer than 32 KiB, may be the same one. By default one buffer is used for all. */
   readonly nextBuffer?: () => Uint8Array;
   /** False when the caller computes CRC-32 and length himself, from `memberEnd`. */
@@ -74,6 +79,12 @@ export class GzipInflate implements Disposable {
   /** The last 32 KiB of output, zeros in front where there are fewer: a view, valid until the next push or the end of a callback. */
   get window(): Uint8Array {
     return this.#buffer.subarray(this.#end - WINDOW, this.#end);
+  }
+
+  /** The same before a place in the bytes that are being handed out. Only during `data`. */
+  windowAt(produced: number): Uint8Array {
+    const end = this.#end - (this.#produced - produced);
+    return this.#buffer.subarray(end - WINDOW, end);
   }
 
   /** Decodes one chunk; all its output has been handed out when this returns. Throws HS_LAYER_REFUSED. */
@@ -135,12 +146,17 @@ export class GzipInflate implements Disposable {
 
   #data(chunk: Uint8Array, position: number): number {
     const inflate = this.#inflate;
+    const { limit } = this.#options;
     inflate.setInput(position === 0 ? chunk : chunk.subarray(position));
     let consumed = 0;
     for (;;) {
       // quiet: without stops, but no further than to where boundaries begin to count
       const quiet = this.#quietUntil - this.#produced;
-      const room = this.#buffer.byteLength - this.#end;
+      let room = this.#buffer.byteLength - this.#end;
+      if (limit !== undefined) {
+        if (this.#produced >= limit()) this.#hand();
+        room = Math.min(room, limit() - this.#produced);
+      }
       inflate.setOutput(this.#buffer.subarray(this.#end, this.#end + (quiet > 0 ? Math.min(room, quiet) : room)));
       const result = inflate.run(quiet > 0 ? Z_SYNC_FLUSH : Z_BLOCK);
       const consumedNow = inflate.consumed;

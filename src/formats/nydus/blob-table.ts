@@ -144,8 +144,7 @@ function readBlob(
   if (has(BlobFeature.zran) && (has(BlobFeature.batch) || has(BlobFeature.encrypted)))
     throw bad("zran together with batch or encryption");
   if (has(BlobFeature.zran) && !has(BlobFeature.separate)) throw bad("zran without SEPARATE");
-  if (has(BlobFeature.separate) && !has(BlobFeature.zran))
-    throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `${what}: a ref without restart points (eStargz)` });
+  if (has(BlobFeature.separate) && !has(BlobFeature.chunkInfoV2)) throw bad("a ref without CHUNK_INFO_V2");
   const compressedSize = reader.u64("compressed_size");
   const uncompressedSize = reader.u64("uncompressed_size");
   if (compressedSize > NYDUS_LIMITS.blobCompressedBytes) throw bad(`${compressedSize} stored bytes`);

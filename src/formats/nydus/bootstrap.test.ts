@@ -77,7 +77,7 @@ const BAD_V6: Readonly<Record<string, Patch>> = {
   "N4: an unknown digester": u32(BLOBS + 80, 2),
   "N4: unknown features": u32(BLOBS + 84, 0x7000_1021),
   "N4: not aligned": u32(BLOBS + 84, 0x7000_0020),
-  "a ref without restart points": u32(BLOBS + 84, 0x7000_0035),
+  "a ref without the entries that it needs": u32(BLOBS + 84, 0x7000_0031),
   "N4: batch without the entries that it needs": u32(BLOBS + 84, 0x7000_00a1),
   "N4: more than 1 TiB stored": u64(BLOBS + 88, 2n ** 41n),
   "N4: more than 16 TiB": u64(BLOBS + 96, 2n ** 45n),

@@ -311,6 +311,9 @@ function checkEntries(blob: NydusBlob, info: ChunkInfo, what: string): void {
       if (contextOffset + size > info.restarts.size[context]!) throw bad(`outside of context ${context}`);
       continue;
     }
+    // a ref without restart points is one to a plain tar
+    if (blob.isRef && (flags & ChunkFlag.compressed) !== 0)
+      throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `${what}: a ref without restart points (eStargz)` });
     const storedOffset = info.storedOffset[chunk]!;
     let storedSize = info.storedSize[chunk]!;
     if ((flags & ChunkFlag.batch) !== 0) {

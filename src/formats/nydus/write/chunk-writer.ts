@@ -14,6 +14,7 @@ import { ChunkFlag } from "../ondisk.ts";
 import type { ChunkArrayBuilder } from "./chunk-array.ts";
 import type { ChunkCompressor } from "./compress.ts";
 import type { BlobContainer } from "./container.ts";
+import { type ChunkCrc, crcOf } from "./crc.ts";
 import type { KnownChunks } from "./known-chunks.ts";
 
 /** What is compressed at once: one chunk, or a batch. */
@@ -32,7 +33,7 @@ export interface ChunkWriterParts {
   readonly compressor: ChunkCompressor;
   readonly container: BlobContainer;
   readonly digest: PieceHash;
-  readonly crc32c: (bytes: Uint8Array) => number;
+  readonly crc: ChunkCrc;
   readonly chunkSize: number;
   readonly batchSize: number;
 }
@@ -62,14 +63,14 @@ export class ChunkWriter {
    * Copies the bytes where they are new. `alone`: the chunk is all of its file, and may be batched. Returns its address as in BuiltLayer.tree. Throws HS_NYDUS_LIMIT.
    */
   add(bytes: Uint8Array, alone: boolean): number {
-    const { array, known, digest, crc32c, batchSize } = this.#parts;
+    const { array, known, digest, crc, batchSize } = this.#parts;
     const id = digest(bytes);
     const there = known.find(id, bytes.byteLength);
     if (there !== undefined) return there;
     const batched = alone && bytes.byteLength < batchSize / 2;
     // its neighbours in the blob are its neighbours in the array: a batch is a run of chunks
     if (!batched || this.#batchLength + bytes.byteLength >= batchSize) this.#endBatch();
-    const index = array.add(bytes.byteLength, id, crc32c(bytes));
+    const index = array.add(bytes.byteLength, id, crcOf(crc, bytes));
     const address = array.offsetOf(index);
     known.add(id, bytes.byteLength, address);
     if (batched) this.#toBatch(bytes, index);

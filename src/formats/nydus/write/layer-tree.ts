@@ -2,7 +2,14 @@
 
 import { HeadstartError } from "../../../base/errors.ts";
 import { type FileTree, FileType } from "../../../erofs/file-tree.ts";
-import type { FileCutter } from "./file-chunks.ts";
+
+/** Where the chunks of files are (FileCutter). */
+export interface FileChunks {
+  readonly addresses: readonly number[];
+  /** Index into `addresses` of the first chunk of the file whose data begin at `dataOffset` of the tar. */
+  firstOf(dataOffset: number): number | undefined;
+  zeroFile(size: number): number;
+}
 
 /** Regular files that have bytes, in the order of inodes. */
 function* filesOf(tree: FileTree): Generator<number> {
@@ -12,7 +19,7 @@ function* filesOf(tree: FileTree): Generator<number> {
 }
 
 /** Makes the chunks of files of which the tar stores no byte, so chunks must still be taken. Throws HS_NYDUS_LIMIT. */
-export function chunkedTree(tree: FileTree, files: FileCutter, chunkSize: number): FileTree {
+export function chunkedTree(tree: FileTree, files: FileChunks, chunkSize: number): FileTree {
   const firsts = new Map<number, number>();
   let pieces = 0;
   for (const inode of filesOf(tree)) {
@@ -40,7 +47,7 @@ export function chunkedTree(tree: FileTree, files: FileCutter, chunkSize: number
   return { ...tree, segmentStart, segmentFileOffset, segmentLength, segmentAddress };
 }
 
-function firstChunk(tree: FileTree, inode: number, files: FileCutter): number {
+function firstChunk(tree: FileTree, inode: number, files: FileChunks): number {
   const segment = tree.segmentStart[inode]!;
   if (segment === tree.segmentStart[inode + 1]) return files.zeroFile(tree.size[inode]!);
   const first = files.firstOf(tree.segmentAddress[segment]!);

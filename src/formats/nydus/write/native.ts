@@ -81,7 +81,7 @@ export async function buildNativeLayer(input: NativeLayerInput): Promise<NydusLa
     compressor,
     container,
     digest: await pieceHash(digester),
-    crc32c: await chunkCrc(),
+    crc: await chunkCrc(),
     chunkSize,
     batchSize: options.batchSize,
   });
