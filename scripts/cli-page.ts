@@ -73,6 +73,8 @@ With \`--to oci\` \`how\` is \`original\`, \`exact\` or \`equal\`; \`leftOut\` a
     "One object for each volume: `output`, with `--dry-run` also `dryRun` and `sizes`, else `previous` (null, or `{kept, moved | reason}`), and the volume manifest: `{schema, target, platform, snapshotter, images: [{refs, digest, mediaType, manifest, config, pinned, layers}], snapshotSequence, options, tool}`, of a disk also `{plan, size, diskGuid, fs, regions, hot, blocks: {size, count, linear}}`.",
   "volume doctor":
     "One object: `{ok, findings: [{check, level, what, advice, where}], unread: [{value, where}]}`; `level` is `ok`, `warn`, `fail` or `unknown`.",
+  "volume estimate":
+    "One object: `{volume, layers: [{digest, chainID, blobBytes, unpackedBytes, from, kept}], usedBytes, sizeGib, nodeSizeGib, push: {blocks, bytes, secondsAtLeast, dollars, storageDollarsMonth}, nodes: {seconds: {default, atRate, hotDefault}, rate, rateDollarsPerNode, fastRestore}}`; `from` is `built`, `gzip` or `guess`.",
   "volume inspect":
     "One object `{kind, schemaVersion, namespaces: [{name, images, blobs, snapshots}], overlayfs: [{id, name, kind, parent, inodes, size}]}`.",
   "volume verify":

@@ -1,20 +1,15 @@
 /** `headstart volume build`: images, unpacked, where containerd finds them; as a directory or a disk. */
 
-import { readFileSync } from "node:fs";
 import { extname } from "node:path";
 import { type Command, Option } from "commander";
 import { HeadstartError } from "../../base/errors.ts";
 import { formatPlatform, hostPlatform, type Platform, parsePlatform } from "../../oci/platform.ts";
-import { formatSource, parseSource } from "../../oci/reference.ts";
 import {
   type BuildProgress,
-  type BuildSource,
   buildVolume,
   checkOutput,
   type DiskSettings,
   diskOptions,
-  LAYOUTS,
-  LAYOUTS_LATER,
   openPlan,
   type VolumeLayout,
 } from "../../volume/build.ts";
@@ -22,19 +17,22 @@ import { readFormer } from "../../volume/former.ts";
 import { readHotList } from "../../volume/hot.ts";
 import { type VolumeManifest, volumeManifest } from "../../volume/manifest.ts";
 import { describePlan, planSizes, type VolumePlan } from "../../volume/plan.ts";
-import { addClusterOptions, type ClusterFlags, imagesOfCluster } from "../cluster.ts";
 import { openProgress } from "../progress.ts";
-import { type AccessOptions, addSourceOptions, openOptions } from "../sources.ts";
 import { formatBytes, formatTable } from "../table.ts";
+import {
+  addVolumeSources,
+  parseBlobs,
+  parseLayout,
+  type VolumeSourceOptions,
+  volumeSources,
+} from "../volume-sources.ts";
 
-interface BuildOptions extends AccessOptions, ClusterFlags {
+interface BuildOptions extends VolumeSourceOptions {
   readonly output: string;
   readonly layout: string;
   readonly platform?: string;
   readonly pin: boolean;
   readonly blobs: string;
-  readonly name?: readonly string[];
-  readonly include?: string;
   readonly size: string;
   readonly selinux: boolean;
   readonly previous?: string;
@@ -59,8 +57,6 @@ export function registerVolumeBuild(volume: Command): void {
     .option("--platform <OS/ARCH,...>", "one, or several: a volume each (default: this machine's)")
     .option("--no-pin", "let kubelet's garbage collection remove the images")
     .option("--blobs <keep|drop>", "drop: leave out the compressed layers (see below)", "keep")
-    .option("--name <REF>", "a further name; with several sources NUMBER=REF, counted from 1", collect)
-    .option("--include <FILE>", "more sources: one a line, # begins a comment")
     .addOption(new Option("--size <auto|GIB>", "of the disk, in whole GiB").default("auto").helpGroup(DISKS))
     .addOption(
       new Option(
@@ -75,8 +71,7 @@ export function registerVolumeBuild(volume: Command): void {
     )
     .addOption(new Option("--hot <FILE>", "paths and patterns whose files come first, in this order").helpGroup(DISKS))
     .option("--dry-run", "print what would be made; no layer is fetched");
-  addClusterOptions(command);
-  addSourceOptions(command, { platform: false })
+  addVolumeSources(command)
     .option("--json", "one object for each volume")
     .addHelpText("after", BUILD_HELP)
     .action(build);
@@ -103,17 +98,11 @@ Examples:
   headstart volume build --from-cluster --layout bottlerocket --output data.img
 `;
 
-function collect(value: string, before: readonly string[] = []): readonly string[] {
-  return [...before, value];
-}
-
 async function build(named: readonly string[], options: BuildOptions): Promise<void> {
   const layout = parseLayout(options.layout);
   const blobs = parseBlobs(options.blobs);
   const disk = diskSettings(layout, options);
-  const cluster = await imagesOfCluster(options);
-  const more = cluster.map(({ reference }) => reference);
-  const sources = readSources(named, options, more);
+  const sources = await volumeSources(named, options);
   const platforms = options.platform?.split(",").map((text) => parsePlatform(text.trim())) ?? [hostPlatform()];
   const outputs = platforms.map((platform) => ({
     platform,
@@ -233,58 +222,6 @@ function print(
   process.stdout.write(
     `${intro} ${describePlan(plan)}\n${formatTable([["image", "layers", "compressed"], ...rows])}\n`,
   );
-}
-
-/** Throws HS_USAGE. */
-function parseLayout(text: string): VolumeLayout {
-  const found = LAYOUTS.find((layout) => layout === text);
-  if (found !== undefined) return found;
-  const later = LAYOUTS_LATER.some((layout) => layout === text);
-  throw new HeadstartError("HS_USAGE", {
-    what: later
-      ? `--layout ${text} is not in this version, which writes: ${LAYOUTS.join(", ")}`
-      : `--layout ${text}: no such layout`,
-  });
-}
-
-function parseBlobs(text: string): boolean {
-  if (text === "keep" || text === "drop") return text === "keep";
-  throw new HeadstartError("HS_USAGE", { what: `--blobs ${text}: keep or drop` });
-}
-
-/** `more` without those that are named already. Throws HS_USAGE, HS_REFERENCE, HS_NOT_FOUND. */
-function readSources(named: readonly string[], options: BuildOptions, more: readonly string[]): BuildSource[] {
-  const texts = [...named, ...(options.include === undefined ? [] : readList(options.include))];
-  const known = new Set(texts.map((text) => formatSource(parseSource(text))));
-  texts.push(...more.filter((text) => !known.has(formatSource(parseSource(text)))));
-  if (texts.length === 0) throw new HeadstartError("HS_USAGE", { what: "no image is named" });
-  const names = texts.map((): string[] => []);
-  for (const text of options.name ?? []) {
-    const [, number, name] = /^(\d{1,4})=(.+)$/.exec(text) ?? (texts.length === 1 ? [text, "1", text] : []);
-    const list = names[Number(number) - 1];
-    if (list === undefined || name === undefined) {
-      throw new HeadstartError("HS_USAGE", { what: `--name ${text}: with ${texts.length} sources write NUMBER=REF` });
-    }
-    list.push(name);
-  }
-  return texts.map((text, index) => {
-    const source = parseSource(text);
-    const access = source.kind === "registry" ? options : { ...options, creds: undefined };
-    return { source, names: names[index]!, open: openOptions(source, access) };
-  });
-}
-
-function readList(file: string): string[] {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (cause) {
-    throw new HeadstartError("HS_NOT_FOUND", { what: `--include ${file}`, cause });
-  }
-  return text
-    .split("\n")
-    .map((line) => line.replace(/(^|\s)#.*$/, "").trim())
-    .filter((line) => line !== "");
 }
 
 /** Seconds; undefined when it is not set. Throws HS_USAGE. */

@@ -5,6 +5,7 @@ import { inspectRoot } from "../../volume/inspect.ts";
 import { formatBytes, formatTable } from "../table.ts";
 import { registerVolumeBuild } from "./volume-build.ts";
 import { registerVolumeDoctor } from "./volume-doctor.ts";
+import { registerVolumeEstimate } from "./volume-estimate.ts";
 import { registerVolumeVerify } from "./volume-verify.ts";
 
 export function registerVolume(program: Command): void {
@@ -24,6 +25,7 @@ Examples:
   registerVolumeBuild(volume);
   registerInspectVolume(volume);
   registerVolumeVerify(volume);
+  registerVolumeEstimate(volume);
   registerVolumeDoctor(volume);
 }
 

@@ -266,14 +266,16 @@ const size: Judge = (facts, volume) => {
   if (percent <= 70) return [ok("size", text, where)];
   const high = facts.gcHigh?.value ?? GC_HIGH_DEFAULT;
   const advice =
-    volume?.disk == null ? "give the nodes a larger disk" : `a size of ${sizeFor(volume)} GiB leaves it below 70 %`;
+    volume?.disk == null
+      ? "give the nodes a larger disk"
+      : `a size of ${sizeFor(volume.disk)} GiB leaves it below 70 %`;
   const level = percent >= Math.min(80, high) ? "fail" : "warn";
   return [found("size", level, `${text} before a container writes anything`, advice, where)];
 };
 
-/** GiB of which the volume takes less than 70 %. */
-export function sizeFor(volume: VolumeFacts): number {
-  return Math.max(Math.ceil((volume.disk?.bytes ?? 0) / GiB), Math.ceil((volume.disk?.usedBytes ?? 0) / 0.7 / GiB));
+/** GiB of which `usedBytes` are less than 70 %, and at least `bytes`. */
+export function sizeFor({ bytes, usedBytes }: { readonly bytes: number; readonly usedBytes: number }): number {
+  return Math.max(Math.ceil(bytes / GiB), Math.ceil(usedBytes / 0.7 / GiB));
 }
 
 const encryption: Judge = (facts) => {

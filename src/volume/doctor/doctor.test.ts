@@ -51,7 +51,9 @@ function manifest(
     snapshotter,
     size: 20 * GiB,
     fs: { uuid: "1", blocks: total, free: total - (usedGib * GiB) / 4096 },
-    images: [{ refs, layers: [{ blobBytes: 3 * GiB }, { blobBytes: GiB }] }],
+    images: [
+      { refs, layers: ["a", "b"].map((id) => ({ digest: id, chainID: id, blobBytes: 3 * GiB, bytes: 5 * GiB })) },
+    ],
     options: { blobs, pinned },
   };
   return JSON.stringify({ predicate: { headstart_volume: volume } });

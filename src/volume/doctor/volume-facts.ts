@@ -1,6 +1,7 @@
 /** What the doctor needs of a volume's manifest (PATH.json). */
 
 import { readFileSync, statSync } from "node:fs";
+import type { Digest } from "../../base/digest.ts";
 import { HeadstartError } from "../../base/errors.ts";
 import { MiB } from "../../base/limits.ts";
 import type { Document } from "./document.ts";
@@ -16,6 +17,8 @@ export interface VolumeFacts {
   readonly pinned: boolean;
   /** Every name of every image. */
   readonly references: readonly string[];
+  /** Each distinct one. */
+  readonly layers: readonly VolumeLayerFacts[];
   /** Compressed bytes of the largest image: what one costs when it is gone. */
   readonly largestImageBytes: number;
   /** Of a disk; null: a directory. */
@@ -27,9 +30,20 @@ export interface VolumeFacts {
     readonly fsOffset: number;
     /** [first byte, bytes] of the disk; null: nothing was said to be hot. */
     readonly hotRange: readonly [number, number] | null;
-    /** The same of all that is not zeros, ascending; small gaps are in them. */
+    /** SHA-256 of each block of 512 KiB that is not zeros, by index. */
+    readonly blocks: ReadonlyMap<string, string>;
+    /** [first byte, bytes] of what is not zeros, ascending; small gaps are in them. */
     readonly dataRanges: readonly (readonly [number, number])[];
   } | null;
+}
+
+export interface VolumeLayerFacts {
+  readonly digest: Digest;
+  readonly chainID: Digest;
+  readonly blobBytes: number;
+  readonly unpackedBytes: number;
+  readonly from: "built";
+  readonly kept: false;
 }
 
 const FILE_BYTES_MAX = 256 * MiB;
@@ -56,11 +70,6 @@ export function readInput(file: string): string {
 
 /** Throws HS_DOCTOR_INPUT. */
 export function volumeFacts(manifest: Document, where: string): VolumeFacts {
-  const need = (document: Document): string => {
-    const text = document.text();
-    if (text === undefined) throw new HeadstartError("HS_DOCTOR_INPUT", { what: `${document.where} is missing` });
-    return text;
-  };
   const images = manifest.at("images").list();
   const sizes = images.map((image) =>
     image
@@ -81,6 +90,7 @@ export function volumeFacts(manifest: Document, where: string): VolumeFacts {
     blobs: manifest.at("options", "blobs").flag() ?? true,
     pinned: manifest.at("options", "pinned").flag() ?? false,
     references: images.flatMap((image) => image.at("refs").list().map(need)),
+    layers: [...new Map(images.flatMap((image) => image.at("layers").list().map(layerFacts))).values()],
     largestImageBytes: Math.max(0, ...sizes),
     disk: fs.isThere
       ? {
@@ -89,7 +99,7 @@ export function volumeFacts(manifest: Document, where: string): VolumeFacts {
           usedBytes: ((fs.at("blocks").number() ?? 0) - (fs.at("free").number() ?? 0)) * 4096,
           fsOffset: fs.at("offset").number() ?? 0,
           hotRange: hot.length === 2 ? [hot[0]!, hot[1]!] : null,
-          dataRanges: dataRanges(manifest.at("blocks")),
+          ...blockFacts(manifest.at("blocks")),
         }
       : null,
   };
@@ -98,20 +108,38 @@ export function volumeFacts(manifest: Document, where: string): VolumeFacts {
 /** Runs of blocks that are this close are one: a read more costs less than another range. */
 const GAP_BYTES = 8 * MiB;
 
-function dataRanges(blocks: Document): [number, number][] {
-  const size = blocks.at("size").number() ?? 0;
-  const indices = blocks
-    .at("sha256")
-    .names()
-    .map(Number)
-    .filter((index) => Number.isSafeInteger(index) && index >= 0)
-    .sort((a, b) => a - b);
-  const ranges: [number, number][] = [];
-  for (const index of indices) {
-    const last = ranges.at(-1);
+function blockFacts(document: Document): Pick<NonNullable<VolumeFacts["disk"]>, "blocks" | "dataRanges"> {
+  const size = document.at("size").number() ?? 0;
+  const digests = document.at("sha256");
+  const blocks = new Map(digests.names().map((index) => [index, need(digests.at(index))]));
+  const indices = [...blocks.keys()].map(Number).filter((index) => Number.isSafeInteger(index) && index >= 0);
+  const dataRanges: [number, number][] = [];
+  for (const index of indices.sort((a, b) => a - b)) {
+    const last = dataRanges.at(-1);
     const start = index * size;
     if (last !== undefined && start - (last[0] + last[1]) <= GAP_BYTES) last[1] = start + size - last[0];
-    else ranges.push([start, size]);
+    else dataRanges.push([start, size]);
   }
-  return ranges;
+  return { blocks, dataRanges };
+}
+
+function layerFacts(layer: Document): [string, VolumeLayerFacts] {
+  const chainID = need(layer.at("chainID")) as Digest;
+  return [
+    chainID,
+    {
+      digest: need(layer.at("digest")) as Digest,
+      chainID,
+      blobBytes: layer.at("blobBytes").number() ?? 0,
+      unpackedBytes: layer.at("bytes").number() ?? 0,
+      from: "built",
+      kept: false,
+    },
+  ];
+}
+
+function need(document: Document): string {
+  const text = document.text();
+  if (text === undefined) throw new HeadstartError("HS_DOCTOR_INPUT", { what: `${document.where} is missing` });
+  return text;
 }

@@ -43,7 +43,7 @@ const THROUGHPUT_MONTH = 0.04;
 const THROUGHPUT_FREE = 125;
 
 export function nodeDisks({ snapshot, volume }: SnippetInput): NodeDisks {
-  const sizeGib = sizeFor(volume);
+  const sizeGib = volume.disk === null ? 1 : sizeFor(volume.disk);
   const used = volume.disk?.usedBytes ?? 0;
   const usedGib = used / GiB;
   const cost = usedGib * EBS_PRICES.initializationPerGiB;

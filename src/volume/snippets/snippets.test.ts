@@ -25,12 +25,14 @@ const volume = (target: string): VolumeFacts => ({
   blobs: true,
   pinned: true,
   references: ["registry.example/app:1", ...(target === "al2023" ? ["registry.k8s.io/pause:3.10"] : [])],
+  layers: [],
   largestImageBytes: GiB,
   disk: {
     bytes: 20 * GiB,
     uuid: "6ba7b810-9dad-41d1-80b4-00c04fd430c8",
     usedBytes: 19 * GiB,
     fsOffset: target === "al2023" ? 0 : MiB,
+    blocks: new Map(),
     hotRange: [10 * MiB, 3 * MiB],
     dataRanges: [
       [MiB, 20 * MiB],
