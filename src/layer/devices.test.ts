@@ -99,3 +99,243 @@ for (const variant of [
     assert.ok(bytesTotal > 0);
   });
 }
+
+/** What the tests below share: the lowest layers' files, and a batch in which several of them lie. */
+const whole = mergedGolden("v6-zstd-1m");
+const files = asciiFiles(whole);
+const inodesOf = (from: number, to: number) => files.slice(from, to).map(({ inode }) => inode);
+/** Sha256 of a file's content, as the decoder found it. */
+function truth(variant: string, merged: MergedImage, inode: number): string {
+  return golden(variant).get(asciiFiles(merged).find((file) => file.inode === inode)!.path)!;
+}
+
+/** The decoder's listing has other names for bytes that are no ASCII. */
+function asciiFiles(merged: MergedImage): { path: string; inode: number }[] {
+  return filesOf(merged.tree).filter(({ path }) => /^[\x20-\x7e]*$/.test(path));
+}
+
+async function complete(image: LayerImage): Promise<void> {
+  image.startBackground();
+  await image.whenComplete();
+  await Promise.all(image.devices.map(({ layer }) => layer.whenIdle()));
+}
+
+/** Nothing but what `part` needs is fetched, so a data file of it has holes elsewhere. */
+function piecesOf(merged: MergedImage, inode: number): { space: number; piece: number }[] {
+  const { tree } = merged;
+  const found: { space: number; piece: number }[] = [];
+  for (let segment = tree.segmentStart[inode]!; segment < tree.segmentStart[inode + 1]!; segment++) {
+    const space = Math.floor(tree.segmentAddress[segment]! / ADDRESS_SPACE);
+    const address = tree.segmentAddress[segment]! - space * ADDRESS_SPACE;
+    found.push({ space, piece: merged.blobs[space]!.table.units.pieceAddress.indexOf(address) });
+  }
+  return found;
+}
+
+test("the background fills what the author wants first, then everything, and seals the data files", async () => {
+  const fetcher = new GoldenFetcher();
+  const root = newRoot();
+  const store = await openStore(root, fetcher);
+  const last = files.at(-1)!;
+  const image = await create(store, "first", { ...whole, prefetch: piecesOf(whole, last.inode) });
+  await complete(image);
+  const wanted = piecesOf(whole, last.inode)[0]!;
+  const { units } = whole.blobs[wanted.space]!.table;
+  assert.equal(fetcher.calls[0]!.blob, units.blobs[0]!.digest);
+  assert.equal(fetcher.calls[0]!.start, units.unitStart[units.pieceUnit[wanted.piece]!]);
+  assert.deepEqual(
+    image.devices.map(({ layer }) => layer.state.t),
+    image.devices.map(() => "sealed"),
+  );
+  const fetched = fetcher.calls.length;
+  await close(store);
+  for (const bootId of [BOOT, NEXT_BOOT]) {
+    const again = await openStore(root, fetcher, { bootId });
+    const reopened = await again.get(image.id);
+    assert.equal(reopened.isComplete, true);
+    assert.equal(hexOf(await contentOf(reopened, whole, last.inode)), truth("v6-zstd-1m", whole, last.inode));
+    assert.ok(statSync(reopened.devices[0]!.layer.path).mode % 0o1000 === 0o400);
+    await close(again);
+  }
+  assert.equal(fetcher.calls.length, fetched);
+});
+
+test("images share the data file of a blob, each chunk is fetched once, and each is complete when its own chunks are there", async () => {
+  const fetcher = new GoldenFetcher();
+  const store = await openStore(newRoot(), fetcher);
+  const [a, b] = [partOf(whole, inodesOf(0, 60)), partOf(whole, inodesOf(40, 100))];
+  const first = await create(store, "a", a);
+  const [second, third] = await Promise.all([create(store, "b", b), create(store, "c", b)]);
+  assert.deepEqual(
+    second.devices.map(({ layer }) => layer.id),
+    third.devices.map(({ layer }) => layer.id),
+  );
+  assert.equal(store.list().filter((row) => row.kind === "data").length, whole.blobs.length);
+  const { layer } = second.devices[0]!;
+  assert.ok(store.list().find((row) => row.id === layer.id)!.users.length >= 2);
+  for (const { inode } of filesOf(a.tree)) await contentOf(first, a, inode);
+  assert.equal(first.isComplete, true);
+  assert.equal(second.isComplete, false);
+  const calls = fetcher.calls.length;
+  const common = filesOf(b.tree).filter(({ path }) => Number(path.slice(2)) < 20);
+  for (const { inode } of common) await contentOf(second, b, inode);
+  assert.equal(fetcher.calls.length, calls, "the twenty files that both have are there");
+  for (const { inode } of filesOf(b.tree)) await contentOf(second, b, inode);
+  assert.ok(second.isComplete && third.isComplete);
+  const units = fetcher.calls.map(({ blob, start }) => `${blob} ${start}`);
+  assert.equal(new Set(units).size, units.length);
+});
+
+test("a chunk that no image binds is neither fetched nor readable until one does", async () => {
+  const fetcher = new GoldenFetcher();
+  const store = await openStore(newRoot(), fetcher);
+  const image = await create(store, "a", partOf(whole, inodesOf(0, 1)));
+  const { layer } = image.devices[0]!;
+  const other = piecesOf(
+    whole,
+    files.findLast(({ inode }) => piecesOf(whole, inode)[0]!.space === piecesOf(whole, inodesOf(0, 1)[0]!)[0]!.space)!
+      .inode,
+  )[0]!;
+  const { units } = whole.blobs[other.space]!.table;
+  const start = units.pieceAddress[other.piece]!;
+  const range = { start, end: start + units.pieceLength[other.piece]! };
+  await assert.rejects(
+    () => layer.ensure(range),
+    (error) => isHeadstartError(error, "HS_CHUNK_UNBOUND"),
+  );
+  assert.deepEqual(fetcher.calls, []);
+  await create(store, "whole", whole);
+  await layer.ensure(range);
+  assert.equal(layer.fillMap.has(start / 4096), true);
+});
+
+test("an image that says otherwise of a chunk has a data file of its own, and harms nobody", async () => {
+  const fetcher = new GoldenFetcher();
+  const store = await openStore(newRoot(), fetcher);
+  const inode = inodesOf(10, 11)[0]!;
+  const { space, piece } = piecesOf(whole, inode)[0]!;
+  const liar = await create(store, "liar", lyingAbout(whole, space, piece));
+  await assert.rejects(
+    () => contentOf(liar, whole, inode),
+    (error) => isHeadstartError(error, "HS_UNIT_DIGEST"),
+  );
+  const honest = await create(store, "honest", whole);
+  const later = await create(store, "later", partOf(whole, [inode]));
+  const variants = [liar, honest].map((image) => image.devices.map(({ layer }) => layer.id));
+  assert.notEqual(variants[0]![space], variants[1]![space]);
+  assert.equal(later.devices[0]!.layer.id, variants[1]![space]);
+  assert.equal(hexOf(await contentOf(honest, whole, inode)), truth("v6-zstd-1m", whole, inode));
+  await complete(honest);
+  assert.ok(later.isComplete && honest.isComplete);
+});
+
+for (const variant of ["v6-zstd-1m-batch", "v6-zran"]) {
+  test(`a lie about one chunk leaves the others of its unit readable, for other images too (${variant})`, async () => {
+    const merged = mergedGolden(variant);
+    const fetcher = new GoldenFetcher();
+    const store = await openStore(newRoot(), fetcher);
+    // a unit that holds whole files of its own
+    const place = (inode: number) => {
+      const { space, piece } = piecesOf(merged, inode)[0]!;
+      return { space, piece, unit: merged.blobs[space]!.table.units.pieceUnit[piece]! };
+    };
+    const small = asciiFiles(merged).filter(({ inode }) => piecesOf(merged, inode).length === 1);
+    const [bad, good] = small.flatMap((one) =>
+      small
+        .filter((other) => {
+          const [a, b] = [place(one.inode), place(other.inode)];
+          return a.space === b.space && a.unit === b.unit && a.piece !== b.piece;
+        })
+        .map((other) => [one, other]),
+    )[0]!;
+    const { space, piece } = place(bad!.inode);
+    const liar = await create(store, "liar", lyingAbout(merged, space, piece));
+    const neighbour = partOf(merged, [good!.inode]);
+    const honest = await create(store, "honest", neighbour);
+    assert.equal(honest.devices[0]!.layer.id, liar.devices[space]!.layer.id, "they share the data file");
+    const expected = truth(variant, merged, good!.inode);
+    assert.equal(hexOf(await contentOf(honest, neighbour, filesOf(neighbour.tree)[0]!.inode)), expected);
+    assert.equal(honest.isComplete, true);
+    assert.equal(hexOf(await contentOf(liar, merged, good!.inode)), expected);
+    await assert.rejects(
+      () => contentOf(liar, merged, bad!.inode),
+      (error) => isHeadstartError(error, "HS_UNIT_DIGEST"),
+    );
+    liar.startBackground();
+    await Promise.all(liar.devices.map(({ layer }) => layer.whenIdle()));
+    while (liar.devices.some(({ layer }) => layer.state.t !== "sealed" && layer.trouble === null))
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.equal(liar.isComplete, false);
+    assert.match(liar.trouble ?? "", /1 chunks/);
+    assert.equal(liar.devices[space]!.layer.state.t, "lazy");
+  });
+}
+
+test("wrong bytes from the registry are fetched again, also such that do not decode, and are never seen", async () => {
+  const fetcher = new GoldenFetcher();
+  const store = await openStore(newRoot(), fetcher);
+  let spoil = 0;
+  fetcher.onFetch = (_, bytes) => {
+    // the middle of a frame gives other bytes, its head an error
+    if (spoil++ % 3 === 0) bytes[spoil % 2 === 0 ? 0 : bytes.byteLength >> 1]! ^= 0x40;
+  };
+  const image = await create(store, "a", whole);
+  const expected = new Set(golden("v6-zstd-1m").values());
+  for (const { inode, path } of files) assert.ok(expected.has(hexOf(await contentOf(image, whole, inode))), path);
+  assert.ok(fetcher.calls.some(({ attempt }) => attempt > 0));
+});
+
+test("a chunk that another blob of the node has is copied, not fetched, and verified", async () => {
+  const fetcher = new GoldenFetcher();
+  const store = await openStore(newRoot(), fetcher);
+  await complete(await create(store, "zstd", whole));
+  const calls = fetcher.calls.length;
+  const batch = mergedGolden("v6-zstd-1m-batch");
+  const image = await create(store, "batch", batch);
+  await complete(image);
+  const expected = new Set(golden("v6-zstd-1m-batch").values());
+  for (const { inode, path } of filesOf(batch.tree))
+    assert.ok(expected.has(hexOf(await contentOf(image, batch, inode))), path);
+  assert.equal(fetcher.calls.length, calls);
+});
+
+test("data files go when the last image that refers to them has gone", async () => {
+  const root = newRoot();
+  const store = await openStore(root, new GoldenFetcher());
+  const a = await create(store, "a", partOf(whole, inodesOf(0, 1)));
+  const b = await create(store, "b", whole);
+  assert.deepEqual(store.unreferenced(), []);
+  await assert.rejects(() => store.remove(a.devices[0]!.layer.id), /HS_LAYER_STATE/);
+  await store.remove(b.id);
+  const left = store.unreferenced();
+  const kept = a.devices.map(({ layer }) => layer.id);
+  assert.ok(left.length > 0 && left.every((id) => !kept.includes(id)));
+  await store.remove(a.id);
+  for (const id of store.unreferenced()) await store.remove(id);
+  assert.deepEqual(store.list(), []);
+  assert.equal(existsSync(join(root, "layers", String(kept[0]))), false);
+});
+
+test("what was filled is believed in the same boot, and after another only what was sealed", async () => {
+  const root = newRoot();
+  const fetcher = new GoldenFetcher();
+  const first = await openStore(root, fetcher);
+  const part = partOf(whole, inodesOf(0, 40));
+  const image = await create(first, "a", part);
+  const some = filesOf(part.tree).slice(0, 20);
+  for (const { inode } of some) await contentOf(image, part, inode);
+  const calls = fetcher.calls.length;
+  await close(first);
+  const second = await openStore(root, fetcher);
+  const again = await second.get(image.id);
+  for (const { inode } of some) await contentOf(again, part, inode);
+  assert.equal(fetcher.calls.length, calls);
+  await close(second);
+  const third = await openStore(root, fetcher, { bootId: NEXT_BOOT });
+  const after = await third.get(image.id);
+  assert.equal(after.isComplete, false);
+  const name = Number(some[0]!.path.slice(2));
+  const expected = truth("v6-zstd-1m", whole, files[name]!.inode);
+  assert.equal(hexOf(await contentOf(after, part, some[0]!.inode)), expected);
+  assert.ok(fetcher.calls.length > calls);
+});
