@@ -230,6 +230,20 @@ test("chunks of a dictionary are not stored again, and its blobs come along", as
   await assert.rejects(toNydus(two, places.place(), { ...build, dictionary: nowhere }), code("HS_BLOB_NOT_FOUND"));
 });
 
+test("an image whose chunks are all in the dictionary has blobs without data, and no place for them in its table", async () => {
+  const [base, place] = [places.place(), places.place()];
+  await toNydus(fixture("gogz"), base);
+  await using reader = await open(base);
+  const dictionary = await dictionaryOfImage(reader, await load(reader));
+  const { images } = await toNydus(fixture("gogz"), place, { dictionary });
+  assert.deepEqual(
+    images[0]!.layers.map(({ chunks }) => chunks > 0),
+    // two files of the lowest layer are replaced above: the dictionary's tree does not have their chunks
+    [true, false, false],
+  );
+  await assertSound(place, fixture("gogz"));
+});
+
 test("a dictionary with chunks of another size is refused before anything is read", async () => {
   const base = places.place();
   await toNydus(fixture("gogz"), base);

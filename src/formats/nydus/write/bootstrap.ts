@@ -10,7 +10,7 @@
 
 import { HeadstartError } from "../../../base/errors.ts";
 import { alignUp } from "../../../base/ranges.ts";
-import type { FileTree } from "../../../erofs/file-tree.ts";
+import { ADDRESS_SPACE, type FileTree } from "../../../erofs/file-tree.ts";
 import { EROFS_BLOCK_BITS, EROFS_SUPER_MAGIC, EROFS_SUPER_OFFSET, erofs_super_block } from "../../../erofs/ondisk.ts";
 import { UNKNOWN_BLOB_ID } from "../blob-table.ts";
 import { type NydusBootstrap, readBootstrap } from "../bootstrap.ts";
@@ -89,12 +89,18 @@ export function writeLayerBootstrap(input: LayerBootstrapInput): Uint8Array<Arra
     };
     own.push({ facts, chunks: blob.chunks });
   }
-  const image = { ...input, tree: namesOfMarks(input.tree), blobs: [...own, ...dictionary], prefetch: [] };
+  // space b of a bootstrap is its blob b: without a blob of its own the layer has none in space 0
+  const tree = namesOfMarks(blob === null ? oneSpaceDown(input.tree) : input.tree);
+  const image = { ...input, tree, blobs: [...own, ...dictionary], prefetch: [] };
   const bytes = emitBootstrap(image, { merged: false });
   // any blob: which one it is in is not known yet
   const container = { id: "f".repeat(64), size: 0 };
   checkWritten(image, readBootstrap(bytes, "the bootstrap just written", container));
   return bytes;
+}
+
+function oneSpaceDown(tree: FileTree): FileTree {
+  return { ...tree, segmentAddress: tree.segmentAddress.map((address) => address - ADDRESS_SPACE) };
 }
 
 const NO_DIGEST = "0".repeat(64);

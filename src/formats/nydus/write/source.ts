@@ -29,7 +29,7 @@ const PUSH_BYTES = 16 * 1024;
 const TURN_BYTES = 128 * 1024;
 
 /**
- * Hands the blob to `push` in small pieces, each awaited. Throws HS_DIGEST_MISMATCH and HS_SIZE_MISMATCH, also where `push` refuses bytes that are not the layer's; else what `push`
+ * Hands the blob to `push` in pieces of 16 KiB (the last one shorter), each awaited. Throws HS_DIGEST_MISMATCH and HS_SIZE_MISMATCH, also where `push` refuses bytes that are not the layer's; else what `push`
  * throws.
  */
 export async function readSource(
@@ -41,19 +41,34 @@ export async function readSource(
   let size = 0;
   let turn = TURN_BYTES;
   let failure: unknown = null;
+  // pieces end at the same places however the source came: where zlib stops within a block depends on what it was given
+  let held: Uint8Array = new Uint8Array(0);
+  const give = async () => {
+    const piece = held;
+    held = new Uint8Array(0);
+    try {
+      await push(piece);
+    } catch (error) {
+      // whether the layer is bad or its transport, only the digest of all of it can tell
+      if (!isHeadstartError(error, "HS_LAYER_REFUSED")) throw error;
+      failure = error;
+    }
+  };
   for await (const chunk of source.bytes) {
     signal?.throwIfAborted();
     size += chunk.byteLength;
     if (size > layer.size) throw sizeMismatch(layer, `more than ${layer.size} bytes`);
     hash.update(chunk);
-    for (let at = 0; at < chunk.byteLength && failure === null; at += PUSH_BYTES) {
-      try {
-        await push(chunk.subarray(at, at + PUSH_BYTES));
-      } catch (error) {
-        // whether the layer is bad or its transport, only the digest of all of it can tell
-        if (!isHeadstartError(error, "HS_LAYER_REFUSED")) throw error;
-        failure = error;
+    for (let at = 0; at < chunk.byteLength && failure === null; ) {
+      const take = Math.min(PUSH_BYTES - held.byteLength, chunk.byteLength - at);
+      const piece = chunk.subarray(at, at + take);
+      at += take;
+      held = held.byteLength === 0 ? piece : Buffer.concat([held, piece]);
+      if (held.byteLength < PUSH_BYTES) {
+        held = Uint8Array.from(held);
+        continue;
       }
+      await give();
       turn -= PUSH_BYTES;
       if (turn > 0) continue;
       turn = TURN_BYTES;
@@ -61,6 +76,7 @@ export async function readSource(
     }
     source.onProgress?.(size);
   }
+  if (held.byteLength > 0 && failure === null) await give();
   const cause = failure === null ? {} : { cause: failure };
   if (size !== layer.size) throw sizeMismatch(layer, `${size} bytes instead of ${layer.size}`, cause);
   const got = `${digestAlgorithm(layer.digest)}:${hash.digest("hex")}`;
