@@ -2,12 +2,12 @@
  * The images that a cluster's pods name: what its new nodes will be asked for. Reads pods by the Kubernetes API, page by page; needs the right to list pods and nothing else.
  */
 
-import { Agent, type Dispatcher, ProxyAgent } from "undici";
 import * as v from "valibot";
 import { describeError, HeadstartError, isHeadstartError } from "../../base/errors.ts";
 import { MiB } from "../../base/limits.ts";
 import { formatReference, parseReference } from "../../oci/reference.ts";
 import { runCredentialProgram } from "../../oci/registry/auth/exec.ts";
+import { UndiciTransport } from "../../oci/registry/transport/undici.ts";
 import type { ClusterAccess, ExecPlugin } from "./kubeconfig.ts";
 
 export interface ClusterImage {
@@ -49,20 +49,16 @@ const PodList = v.object({
  */
 export async function clusterImages(access: ClusterAccess, options: ClusterOptions): Promise<ClusterImage[]> {
   const credentials = await logIn(access, options);
-  const dispatcher = dispatcherFor(access, credentials.client);
+  await using transport = openTransport(access, credentials.client, options.env);
   const counts = new Map<string, number>();
-  try {
-    const spaces = options.namespaces.map((name) => `/api/v1/namespaces/${encodeURIComponent(name)}/pods`);
-    for (const path of spaces.length === 0 ? ["/api/v1/pods"] : spaces) {
-      for await (const images of pods({ access, dispatcher, token: credentials.token }, path, options.signal)) {
-        for (const image of new Set(images)) {
-          const reference = wholeReference(image);
-          if (reference !== null) counts.set(reference, (counts.get(reference) ?? 0) + 1);
-        }
+  const spaces = options.namespaces.map((name) => `/api/v1/namespaces/${encodeURIComponent(name)}/pods`);
+  for (const path of spaces.length === 0 ? ["/api/v1/pods"] : spaces) {
+    for await (const images of pods({ access, transport, token: credentials.token }, path, options.signal)) {
+      for (const image of new Set(images)) {
+        const reference = wholeReference(image);
+        if (reference !== null) counts.set(reference, (counts.get(reference) ?? 0) + 1);
       }
     }
-  } finally {
-    await dispatcher.destroy();
   }
   const sorted = [...counts].sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
   return sorted.map(([reference, count]) => ({ reference, pods: count }));
@@ -70,7 +66,7 @@ export async function clusterImages(access: ClusterAccess, options: ClusterOptio
 
 interface Session {
   readonly access: ClusterAccess;
-  readonly dispatcher: Dispatcher;
+  readonly transport: UndiciTransport;
   readonly token: string | null;
 }
 
@@ -91,7 +87,7 @@ async function* pods(session: Session, path: string, signal: AbortSignal | undef
 }
 
 async function get(
-  { access, dispatcher, token }: Session,
+  { access, transport, token }: Session,
   path: string,
   signal: AbortSignal | undefined,
 ): Promise<v.InferOutput<typeof PodList>> {
@@ -99,19 +95,17 @@ async function get(
   let status: number;
   let text = "";
   try {
-    const answer = await dispatcher.request({
-      origin: server.origin,
-      path: `${server.pathname.replace(/\/$/, "")}${path}`,
+    const answer = await transport.send({
       method: "GET",
+      url: new URL(`${server.origin}${server.pathname.replace(/\/$/, "")}${path}`),
+      kind: "manifest",
       headers: { accept: "application/json", ...(token === null ? {} : { authorization: `Bearer ${token}` }) },
-      headersTimeout: ANSWER_MS,
-      bodyTimeout: ANSWER_MS,
-      signal: signal ?? null,
+      signal,
     });
-    status = answer.statusCode;
+    status = answer.status;
     const chunks: Uint8Array[] = [];
     let bytes = 0;
-    for await (const chunk of answer.body as AsyncIterable<Uint8Array>) {
+    for await (const chunk of answer.body) {
       bytes += chunk.byteLength;
       if (bytes > PAGE_BYTES_MAX) throw failed(access, `an answer of more than ${PAGE_BYTES_MAX} bytes`);
       chunks.push(chunk);
@@ -119,7 +113,7 @@ async function get(
     text = Buffer.concat(chunks).toString("utf8");
   } catch (cause) {
     signal?.throwIfAborted();
-    if (isHeadstartError(cause)) throw cause;
+    if (isHeadstartError(cause, "HS_CLUSTER", "HS_KUBECONFIG")) throw cause;
     throw failed(access, `no answer: ${describeError(cause)}`, cause);
   }
   if (status !== 200) throw failed(access, `GET ${path.split("?")[0]}: HTTP ${status}${REASONS[status] ?? ""}`);
@@ -150,22 +144,26 @@ function wholeReference(image: string): string | null {
   }
 }
 
-function dispatcherFor(access: ClusterAccess, client: ClusterAccess["client"]): Dispatcher {
-  const connect = {
-    timeout: 10_000,
-    rejectUnauthorized: !access.skipVerify,
-    ...(access.ca === null ? {} : { ca: access.ca }),
-    ...(access.serverName === null ? {} : { servername: access.serverName }),
-    ...(client === null ? {} : { cert: client.cert, key: client.key }),
-  };
-  if (access.proxy === null) return new Agent({ connect });
-  let uri: string;
-  try {
-    uri = new URL(access.proxy).href;
-  } catch {
+function openTransport(
+  access: ClusterAccess,
+  client: ClusterAccess["client"],
+  env: ClusterOptions["env"],
+): UndiciTransport {
+  const { proxy, ca, serverName, skipVerify } = access;
+  if (proxy !== null && !URL.canParse(proxy))
     throw new HeadstartError("HS_KUBECONFIG", { what: `context ${access.context}: its proxy-url is no URL` });
-  }
-  return new ProxyAgent({ uri, requestTls: connect });
+  return new UndiciTransport({
+    tls: {
+      ca: [],
+      client: client === null ? [] : [client],
+      skipVerify,
+      onlyCa: ca === null ? undefined : [ca],
+      serverName: serverName ?? undefined,
+    },
+    timeouts: { headersMs: ANSWER_MS, stallMs: ANSWER_MS },
+    env: proxy === null ? env : { HTTPS_PROXY: proxy, HTTP_PROXY: proxy },
+    connections: 1,
+  });
 }
 
 const ExecCredential = v.object({

@@ -16,6 +16,10 @@ export interface TlsSettings {
   /** PEM certificate chains with their keys. */
   readonly client: readonly { readonly cert: string; readonly key: string }[];
   readonly skipVerify: boolean;
+  /** PEM texts in place of the machine's authorities: nobody else is believed. */
+  readonly onlyCa?: readonly string[] | undefined;
+  /** The name that the certificate must have, where it is not the host's. */
+  readonly serverName?: string | undefined;
 }
 
 export const PLAIN_TLS: TlsSettings = { ca: [], client: [], skipVerify: false };
@@ -108,7 +112,12 @@ export class UndiciTransport implements Transport, AsyncDisposable {
   /** Reading hundreds of authorities takes milliseconds, so all connections share one context; unverified ones need none. */
   async #tlsOptions() {
     this.#secureContext ??= secureContext(this.#tls);
-    return { secureContext: await this.#secureContext, rejectUnauthorized: !this.#tls.skipVerify };
+    const { skipVerify, serverName } = this.#tls;
+    return {
+      secureContext: await this.#secureContext,
+      rejectUnauthorized: !skipVerify,
+      ...(serverName === undefined ? {} : { servername: serverName }),
+    };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -119,9 +128,10 @@ export class UndiciTransport implements Transport, AsyncDisposable {
 }
 
 async function secureContext(tls: TlsSettings): Promise<SecureContext> {
-  const added = tls.skipVerify ? [] : [...(await machineAuthorities()), ...tls.ca];
+  const added = tls.skipVerify || tls.onlyCa !== undefined ? [] : [...(await machineAuthorities()), ...tls.ca];
+  const ca = tls.onlyCa ?? (added.length === 0 ? undefined : [...getCACertificates("default"), ...added]);
   return createSecureContext({
-    ...(added.length === 0 ? {} : { ca: [...getCACertificates("default"), ...added] }),
+    ...(ca === undefined ? {} : { ca: [...ca] }),
     cert: tls.client.map((pair) => pair.cert),
     key: tls.client.map((pair) => pair.key),
   });
