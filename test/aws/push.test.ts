@@ -1,7 +1,7 @@
 /** `volume push` and `volume pull` against the AWS of the tests, with its faults: what is pulled back is what was pushed, or there is an error that --resume mends. */
 
 import assert from "node:assert/strict";
-import { appendFileSync, existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { test } from "node:test";
 import { systemClock } from "../../src/base/clock.ts";
 import { type HeadstartError, isHeadstartError } from "../../src/base/errors.ts";
@@ -11,6 +11,11 @@ import { pullVolume } from "../../src/volume/ebs/pull.ts";
 import { type PushOptions, type PushResult, pushVolume } from "../../src/volume/ebs/push.ts";
 import { run, Scratch, writeDisk } from "../../src/volume/ebs/testing.ts";
 import { type AwsOptions, AwsServer } from "./server.ts";
+
+interface Described {
+  readonly size: number;
+  readonly blocks: { readonly sha256: Record<number, string>; unused: [number, number][] };
+}
 
 class Place implements AsyncDisposable {
   readonly server: AwsServer;
@@ -94,7 +99,7 @@ test("holes and zeros are not sent, and the snapshot is tagged with what it hold
     JSON.stringify({ images: [{ refs: ["r.example/app:1", "r.example/app@sha256:1"] }] }),
   );
   const pushed = await place.push({ tags: { team: "x", Name: "app" }, description: "d" });
-  assert.deepEqual(pushed.blocks, { total: 21, changed: 21, sent: 21, resumed: 0 });
+  assert.deepEqual(pushed.blocks, { total: 21, freed: 0, changed: 21, sent: 21, resumed: 0 });
   assert.deepEqual(
     [pushed.status, pushed.unchanged, pushed.volumeSizeGiB, pushed.name],
     ["completed", false, 1, "app"],
@@ -143,7 +148,7 @@ test("without a description that is shown to be the parent's, the parent is read
   const other = place.scratch.path("other.img");
   writeDisk(other, 100, { ...run(0, 29), 50: 77 });
   const child = await place.push({ path: other, parent: parent.snapshot });
-  assert.deepEqual(child.blocks, { total: 30, changed: 2, sent: 2, resumed: 0 });
+  assert.deepEqual(child.blocks, { total: 30, freed: 0, changed: 2, sent: 2, resumed: 0 });
   assert.equal(place.server.count("GetSnapshotBlock"), 30);
   await place.assertHolds(child.snapshot, other);
   const wrong = await failure(
@@ -170,6 +175,36 @@ test("an unchanged rebuild sends nothing: the parent is the answer", async () =>
   assert.equal(place.server.count("StartSnapshot"), 1);
   const without = await place.push();
   assert.deepEqual([without.snapshot, without.blocks.sent], [parent.snapshot, 0], "the client token finds it, too");
+});
+
+test("what a volume has freed stays as the parent has it, unless it is to be scrubbed", async () => {
+  await using place = await Place.open();
+  const { world } = place.server;
+  writeDisk(place.disk, 100, run(0, 30));
+  const parent = await place.push();
+  const { blocks, size } = JSON.parse(readFileSync(`${place.disk}.snapshot.json`, "utf8")) as Described;
+  for (const index of [5, 10, 11, 12]) delete blocks.sha256[index];
+  writeDisk(place.disk, 100, { 5: 0, 10: 0, 11: 0, 12: 0 });
+  blocks.unused = [
+    [10, 2],
+    [40, 60],
+  ];
+  writeFileSync(`${place.disk}.json`, JSON.stringify({ predicate: { headstart_volume: { blocks, size } } }));
+  const child = await place.push({ parent: parent.snapshot });
+  assert.deepEqual(child.blocks, { total: 26, freed: 2, changed: 2, sent: 2, resumed: 0 });
+  assert.equal(world.firstDifference(child.snapshot, place.disk), 10);
+  assert.equal((await place.pull(child.snapshot, "kept")).verified, true);
+  // the record knows what was kept, so the next child is right
+  writeDisk(place.disk, 100, { 11: 4242 });
+  rmSync(`${place.disk}.json`);
+  const third = await place.push({ parent: child.snapshot });
+  assert.deepEqual(third.blocks, { total: 27, freed: 0, changed: 2, sent: 2, resumed: 0 });
+  await place.assertHolds(third.snapshot);
+  writeDisk(place.disk, 100, { 11: 0 });
+  writeFileSync(`${place.disk}.json`, JSON.stringify({ predicate: { headstart_volume: { blocks, size } } }));
+  const scrubbed = await place.push({ parent: third.snapshot, scrub: true });
+  assert.equal(scrubbed.blocks.freed, 0);
+  await place.assertHolds(scrubbed.snapshot);
 });
 
 test("a description that is not the file's is an error before anything wrong is put", async () => {
@@ -266,7 +301,7 @@ test("--resume is refused for another volume, and starts anew when the snapshot 
   world.find(first!)!.state = "error";
   const second = await place.push({ resume: true });
   assert.notEqual(second.snapshot, first);
-  assert.deepEqual(second.blocks, { total: 60, changed: 60, sent: 60, resumed: 0 });
+  assert.deepEqual(second.blocks, { total: 60, freed: 0, changed: 60, sent: 60, resumed: 0 });
   await place.assertHolds(second.snapshot);
 });
 

@@ -50,6 +50,20 @@ export function changedBlocks(blocks: BlockMap, parent: BlockMap): Map<number, s
   return changed;
 }
 
+/** What a child of `parent` may hold instead: in unused runs it keeps the parent's old bytes, which then need not be put over with zeros. */
+export function keepFreed(blocks: BlockMap, parent: BlockMap, unused: readonly BlockRun[]): Map<number, string> {
+  const kept = new Map(blocks);
+  let at = 0;
+  for (const index of ascending(parent)) {
+    if (blocks.has(index)) continue;
+    while (at < unused.length && unused[at]!.first + unused[at]!.count <= index) at++;
+    const run = unused[at];
+    if (run === undefined) break;
+    if (run.first <= index) kept.set(index, parent.get(index)!);
+  }
+  return kept;
+}
+
 /** What a description says of a disk. */
 export interface DescribedBlocks {
   readonly blocks: Map<number, string>;
@@ -57,6 +71,13 @@ export interface DescribedBlocks {
   readonly sizeBytes: number | undefined;
   /** The snapshot that it was pushed as, where that is said. */
   readonly snapshot: string | undefined;
+  /** Runs of blocks that nothing lies in, ascending: whatever they hold is never looked at. */
+  readonly unused: readonly BlockRun[];
+}
+
+export interface BlockRun {
+  readonly first: number;
+  readonly count: number;
 }
 
 /** A 64 TiB disk has as many; a description of one has gigabytes. */
@@ -97,7 +118,22 @@ export function parseDescription(bytes: Uint8Array, what: string): DescribedBloc
     blocks,
     sizeBytes: typeof bytesOf === "number" && Number.isSafeInteger(bytesOf) && bytesOf > 0 ? bytesOf : undefined,
     snapshot: typeof id === "string" ? id : undefined,
+    unused: parseRuns(field(section, "unused") ?? [], what),
   };
+}
+
+function parseRuns(value: unknown, what: string): BlockRun[] {
+  const wrong = () =>
+    new HeadstartError("HS_MANIFEST", { what: `${what}: blocks.unused is no list of runs, ascending` });
+  if (!Array.isArray(value)) throw wrong();
+  let last = 0;
+  return value.map((run: unknown): BlockRun => {
+    const [first, count] = Array.isArray(run) ? (run as unknown[]) : [];
+    if (typeof first !== "number" || typeof count !== "number") throw wrong();
+    if (!Number.isSafeInteger(first) || !Number.isSafeInteger(count) || first < last || count < 1) throw wrong();
+    last = first + count;
+    return { first, count };
+  });
 }
 
 function inner(document: JsonObject, path: readonly string[]): JsonObject | undefined {

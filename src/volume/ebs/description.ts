@@ -3,12 +3,13 @@
 import { readFileSync } from "node:fs";
 import { type Digest, sha256 } from "../../base/digest.ts";
 import { HeadstartError } from "../../base/errors.ts";
-import { type BlockMap, parseDescription, ZERO_BLOCK } from "./blocks.ts";
+import { type BlockMap, type BlockRun, parseDescription, ZERO_BLOCK } from "./blocks.ts";
 import { eachAtOnce } from "./parallel.ts";
 import { BlockBuffers, type DiskImage } from "./source.ts";
 
 export interface Description {
   readonly blocks: BlockMap | undefined;
+  readonly unused: readonly BlockRun[];
   readonly images: readonly string[];
   readonly digest: Digest | undefined;
 }
@@ -20,7 +21,8 @@ export function readDescription(path: string, image: DiskImage): Description {
   try {
     bytes = readFileSync(file);
   } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code === "ENOENT") return { blocks: undefined, images: [], digest: undefined };
+    if ((cause as NodeJS.ErrnoException).code === "ENOENT")
+      return { blocks: undefined, unused: [], images: [], digest: undefined };
     throw new HeadstartError("HS_NOT_FOUND", { what: file, cause });
   }
   const described = parseDescription(bytes, file);
@@ -30,7 +32,12 @@ export function readDescription(path: string, image: DiskImage): Description {
       what: `${path} has ${image.sizeBytes} bytes, ${file} describes ${size}`,
     });
   }
-  return { blocks: described?.blocks, images: imageNames(bytes), digest: sha256(bytes) };
+  return {
+    blocks: described?.blocks,
+    unused: described?.unused ?? [],
+    images: imageNames(bytes),
+    digest: sha256(bytes),
+  };
 }
 
 /** For a tag, so whatever cannot be read is left out. */

@@ -5,7 +5,7 @@ import { HeadstartError } from "../../base/errors.ts";
 import { type BlockMap, changedBlocks, contentDigest, linearChecksum } from "./blocks.ts";
 
 export const TAG = {
-  /** contentDigest of the volume. */
+  /** contentDigest of what the snapshot holds. */
   volume: "headstart.dev/volume",
   /** Bytes of the file, which need not be whole GiB. */
   size: "headstart.dev/size",
@@ -20,7 +20,10 @@ const TAG_KEY_MAX = 127;
 const TAG_VALUE_MAX = 255;
 
 export interface PushInput {
+  /** Of the file. */
   readonly blocks: BlockMap;
+  /** Of the snapshot: the file's, and what it keeps of its parent where nothing lies. */
+  readonly held: BlockMap;
   readonly sizeBytes: number;
   readonly volumeSizeGiB: number;
   readonly parent: { readonly id: string; readonly blocks: BlockMap } | undefined;
@@ -31,6 +34,7 @@ export interface PushInput {
 }
 
 export interface PushPlan extends PushInput {
+  /** Of the snapshot. */
   readonly content: Digest;
   /** Block index -> SHA-256 of what is put there. */
   readonly changed: BlockMap;
@@ -39,8 +43,8 @@ export interface PushPlan extends PushInput {
 }
 
 export function planPush(input: PushInput): PushPlan {
-  const changed = changedBlocks(input.blocks, input.parent?.blocks ?? new Map());
-  const content = contentDigest(input.blocks);
+  const changed = changedBlocks(input.held, input.parent?.blocks ?? new Map());
+  const content = contentDigest(input.held);
   const checksum = linearChecksum(changed);
   const { volumeSizeGiB, tags, description, encrypted, kmsKey } = input;
   const canonical = JSON.stringify([

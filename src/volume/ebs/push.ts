@@ -13,7 +13,7 @@ import { HeadstartError } from "../../base/errors.ts";
 import { VERSION } from "../../base/version.ts";
 import type { AwsClient } from "../aws/client.ts";
 import { EbsApi, type SnapshotStatus } from "./api.ts";
-import { BLOCK_BYTES, contentDigest } from "./blocks.ts";
+import { BLOCK_BYTES, contentDigest, keepFreed } from "./blocks.ts";
 import { hashImage, readDescription } from "./description.ts";
 import { EBS_PACE, Pace, type PaceLimits } from "./pace.ts";
 import { type Parent, resolveParent } from "./parent.ts";
@@ -30,6 +30,8 @@ export interface PushOptions {
   readonly parentManifest?: string | undefined;
   readonly tags?: Readonly<Record<string, string>>;
   readonly description?: string | undefined;
+  /** Zeros go where the volume uses nothing and the parent has old bytes; otherwise those stay, unseen by a file system but readable. */
+  readonly scrub?: boolean | undefined;
   readonly encrypted?: boolean;
   readonly kmsKey?: string | undefined;
   readonly resume?: boolean;
@@ -59,8 +61,10 @@ export interface PushResult {
   readonly sizeBytes: number;
   readonly volumeSizeGiB: number;
   readonly blocks: {
-    /** That are not zero. */
+    /** Of the file: that are not zero. */
     readonly total: number;
+    /** Of the parent, where the volume uses nothing. */
+    readonly freed: number;
     /** ChangedBlocksCount. */
     readonly changed: number;
     readonly sent: number;
@@ -113,10 +117,11 @@ export async function preparePush(options: PushOptions, image: DiskImage): Promi
           onRead: (done) => options.onProgress?.({ phase: "parent", done, total: undefined }),
           signal,
         });
+  const held = options.scrub ? blocks : keepFreed(blocks, parent?.blocks ?? new Map(), described.unused);
   const name = options.tags?.Name ?? basename(path);
   const tags = pushTags(options.tags ?? {}, {
     name,
-    content: contentDigest(blocks),
+    content: contentDigest(held),
     sizeBytes,
     images: described.images,
     manifest: described.digest,
@@ -124,6 +129,7 @@ export async function preparePush(options: PushOptions, image: DiskImage): Promi
   const description = options.description ?? `${name}, by headstart ${VERSION}`;
   const plan = planPush({
     blocks,
+    held,
     sizeBytes,
     volumeSizeGiB,
     parent,
@@ -154,7 +160,13 @@ export async function pushVolume(options: PushOptions): Promise<PushResult> {
     content: plan.content,
     sizeBytes: plan.sizeBytes,
     volumeSizeGiB: plan.volumeSizeGiB,
-    blocks: { total: plan.blocks.size, changed: plan.changed.size, sent: upload.sent, resumed: upload.resumed },
+    blocks: {
+      total: plan.blocks.size,
+      freed: plan.held.size - plan.blocks.size,
+      changed: plan.changed.size,
+      sent: upload.sent,
+      resumed: upload.resumed,
+    },
     sentBytes: upload.sent * BLOCK_BYTES,
     requests: client.requests,
     retries: client.retries,

@@ -69,6 +69,7 @@ export class Upload {
     }
     writeRecord(options.path, {
       ...this.#plan,
+      blocks: this.#plan.held,
       snapshot,
       status,
       parent: this.#plan.parent?.id ?? null,
