@@ -33,10 +33,12 @@ export function layerProvider({ images, mounts, chains, ladder }: LayerProviderP
     async lowers(
       owner: string,
       chain: readonly ChainElement[],
-      { signal, namespace = null }: { signal?: AbortSignal; namespace?: string | null },
+      options: { signal?: AbortSignal; namespace?: string | null; isAdopted?: boolean },
     ) {
+      const { signal, namespace = null } = options;
+      const adopted = options.isAdopted === true ? (layer: number) => mounts.isMounted(layer) : undefined;
       const claimed = chain.map((part) => (part.kind === "layer" ? part.layer : null));
-      const layers = given.get(owner) ?? (await images.layersFor(claimed, { namespace, signal }));
+      const layers = given.get(owner) ?? (await images.layersFor(claimed, { namespace, signal, adopted }));
       given.set(owner, layers);
       // directories stay in their order between the layers
       const directories = chain.filter((part) => part.kind === "directory").values();

@@ -20,8 +20,8 @@ import { type Choice, chooseIndex, missedByPolicy } from "./choose.ts";
 import type { LayerMaker } from "./layer-maker.ts";
 import { NYDUS, openNydus } from "./nydus.ts";
 import { describeManifest, imageOf, type ManifestSource, type OpenedImage, preferLocal } from "./open.ts";
-import { findNydus, findOci, type Sibling } from "./siblings.ts";
-import { PROBE_BYTES, packSource } from "./source.ts";
+import { type Found, findNydus, findOci, type Sibling } from "./siblings.ts";
+import { type Owner, PROBE_BYTES, packSource } from "./source.ts";
 import { EMPTY_LAYER, type Substitutes } from "./substitutes.ts";
 import { allowsReferrers, type TrustPolicy } from "./trust.ts";
 
@@ -149,10 +149,9 @@ export class Planner {
     const none: Choice = { index: null, reason: null };
     const own = image.layers.map((_, position) => this.#planLayer(reference, image, none, position));
     const covers = own.map((planned) => planned.layer);
-    const { found } = sibling;
     const alternative = await substitutes.declareAlternative(image.chain.at(-1)!, {
       layer: nydus.id,
-      index: found.how === "index" ? found.index : null,
+      owner: ownerBy(sibling.found, { reference }),
       reference,
       covers,
     });
@@ -213,9 +212,9 @@ export class Planner {
     publish("image:nydus-refused", { reference, manifest: digest, reason });
     const own = image.layers.map((_, position) => this.#planLayer(reference, image, choice, position));
     const ids = own.map((planned) => planned.layer);
-    const substitute = await substitutes.declare(bootstrapIdentity(loaded), {
-      manifest: twin.loaded.manifestDescriptor.digest,
+    const substitute = substitutes.declare(chainIDs(loaded.diffIDs).at(-1)!, {
       layers: ids,
+      owner: ownerBy(twin.found, { reference, manifest: digest }),
       reference,
       reason,
     });
@@ -293,6 +292,13 @@ export class Planner {
 
 function roleAt(position: number): LayerRole {
   return position === 0 ? "lowest" : "upper";
+}
+
+/** Whose images may have what was found: those that say the same of it. */
+function ownerBy(found: Found, image: { readonly reference: string; readonly manifest?: Digest }): Owner {
+  if (found.how === "index") return { by: "index", digest: found.index };
+  if (found.how === "subject" && image.manifest !== undefined) return { by: "manifest", digest: image.manifest };
+  return { by: "repository", reference: image.reference };
 }
 
 function bootstrapIdentity(loaded: LoadedImage): LayerIdentity {

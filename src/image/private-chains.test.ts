@@ -5,9 +5,10 @@ import type { Descriptor } from "../oci/descriptor.ts";
 import { goIndex, goJson, goManifest } from "../oci/gojson.ts";
 import { MEDIA_TYPES } from "../oci/media-types.ts";
 import { PrivateChains } from "./private-chains.ts";
-import type { Alternative } from "./substitutes.ts";
+import type { Owner } from "./source.ts";
 
 const NAMESPACE = "k8s.io";
+const REPOSITORY = { by: "repository", reference: "registry.test/lying:1" } as const;
 const diff = (name: string) => sha256(Buffer.from(name)) as DiffID;
 
 /** containerd with images of these layers. */
@@ -47,10 +48,9 @@ class Containerd {
     return this.put(goIndex({ mediaType: MEDIA_TYPES.ociIndex, manifests }), MEDIA_TYPES.ociIndex);
   }
 
-  ask(layers: readonly string[], alternative: Partial<Alternative>, namespace: string | null = NAMESPACE) {
+  async ask(layers: readonly string[], owner: Owner, namespace: string | null = NAMESPACE) {
     const chain = chainIDs(layers.map(diff)).at(-1) as ChainID;
-    const whole = { id: 1, layer: 2, index: null, reference: "registry.test/lying:1", ...alternative };
-    return this.chains.otherImage(chain, whole, { namespace });
+    return (await this.chains.otherImage(chain, owner, { namespace }))?.name ?? null;
   }
 }
 
@@ -61,13 +61,16 @@ test("an alternative that an index names is that index's alone", async () => {
   const index = containerd.index([manifest, absent]);
   containerd.records.push({ name: "registry.test/lying:1", target: index });
   containerd.records.push({ name: `sha256:${"0".repeat(64)}`, target: index });
-  assert.equal(await containerd.ask(["base", "top"], { index: index.digest }), null);
+  assert.equal(await containerd.ask(["base", "top"], { by: "index", digest: index.digest }), null);
   // an image with one layer in common is none of this chain's
   containerd.records.push({ name: "registry.test/other:1", target: containerd.manifest(["base", "more"]) });
-  assert.equal(await containerd.ask(["base", "top"], { index: index.digest }), null);
+  assert.equal(await containerd.ask(["base", "top"], { by: "index", digest: index.digest }), null);
   // the same manifest by another name
   containerd.records.push({ name: "registry.test/honest:1", target: manifest });
-  assert.match((await containerd.ask(["base", "top"], { index: index.digest })) ?? "", /registry\.test\/honest:1/);
+  assert.match(
+    (await containerd.ask(["base", "top"], { by: "index", digest: index.digest })) ?? "",
+    /registry\.test\/honest:1/,
+  );
 });
 
 test("the same layers in another index withhold it too", async () => {
@@ -78,7 +81,7 @@ test("the same layers in another index withhold it too", async () => {
     name: "registry.test/honest:1",
     target: containerd.index([containerd.manifest(["base"]), containerd.manifest(["arm"])]),
   });
-  assert.match((await containerd.ask(["base"], { index: index.digest })) ?? "", /honest/);
+  assert.match((await containerd.ask(["base"], { by: "index", digest: index.digest })) ?? "", /honest/);
 });
 
 test("one that is attached in a repository is that repository's alone", async () => {
@@ -86,17 +89,35 @@ test("one that is attached in a repository is that repository's alone", async ()
   const manifest = containerd.manifest(["base"]);
   containerd.records.push({ name: "registry.test/lying:1", target: manifest });
   containerd.records.push({ name: `registry.test/lying@${manifest.digest}`, target: manifest });
-  assert.equal(await containerd.ask(["base"], {}), null);
+  assert.equal(await containerd.ask(["base"], REPOSITORY), null);
   containerd.records.push({ name: "registry.test/honest:1", target: manifest });
-  assert.match((await containerd.ask(["base"], {})) ?? "", /honest/);
+  assert.match((await containerd.ask(["base"], REPOSITORY)) ?? "", /honest/);
+});
+
+test("one that a manifest names is that manifest's, by whatever name and index it came", async () => {
+  const containerd = new Containerd();
+  const manifest = containerd.manifest(["base"]);
+  const owner = { by: "manifest", digest: manifest.digest } as const;
+  containerd.records.push({ name: "registry.test/one:1", target: manifest });
+  containerd.records.push({ name: "registry.test/two:1", target: containerd.index([manifest]) });
+  assert.equal(await containerd.ask(["base"], owner), null);
+  const same = containerd.manifest(["base"]);
+  assert.equal(same.digest, manifest.digest);
+  const config = containerd.put(
+    Buffer.from(goJson({ architecture: "amd64", os: "linux", rootfs: { type: "layers", diff_ids: [diff("base")] } })),
+    MEDIA_TYPES.ociConfig,
+  );
+  const other = goManifest({ mediaType: MEDIA_TYPES.ociManifest, config, layers: [] });
+  containerd.records.push({ name: "registry.test/three:1", target: containerd.put(other, MEDIA_TYPES.ociManifest) });
+  assert.equal(await containerd.ask(["base"], owner), "registry.test/three:1");
 });
 
 test("what cannot be found out withholds it", async () => {
   const containerd = new Containerd();
-  assert.match((await containerd.ask(["base"], {}, null)) ?? "", /namespace/);
+  await assert.rejects(containerd.ask(["base"], REPOSITORY, null), /namespace/);
   containerd.records.push({
     name: "registry.test/unreadable:1",
     target: { mediaType: MEDIA_TYPES.ociManifest, digest: diff("gone"), size: 3 },
   });
-  await assert.rejects(containerd.ask(["base"], {}), { code: "HS_NOT_FOUND" });
+  await assert.rejects(containerd.ask(["base"], REPOSITORY), { code: "HS_NOT_FOUND" });
 });

@@ -1,7 +1,7 @@
 /**
- * May containers upon a chain have an alternative that no manifest binds? containerd shares snapshots between all images whose layers have the same diffIDs, and says nothing of the image when a
- * container is made. So an alternative that one image's index (or a referrer in one repository) names is used only while every image with this chain that containerd has is that image:
- * nobody who pulled the same layers by another name is given what this index says they hold.
+ * May containers upon a chain have something else than its layers? containerd shares snapshots between all images whose layers have the same diffIDs, and says nothing of the image when a
+ * container is made. So what one image's index, manifest or repository names is used only while every image with this chain that containerd has is that image: nobody who pulled the same layers by
+ * another name is given what somebody else says they hold.
  */
 
 import { type ChainID, chainIDs, type Digest } from "../base/digest.ts";
@@ -11,7 +11,7 @@ import { parseConfig, parseIndex, parseManifest } from "../oci/manifest.ts";
 import { isConfigType, isIndexType, isManifestType } from "../oci/media-types.ts";
 import { parseReference } from "../oci/reference.ts";
 import type { ManifestSource } from "./open.ts";
-import type { Alternative } from "./substitutes.ts";
+import type { Owner } from "./source.ts";
 
 /** containerd's image records; snapshotter/containerd.ts asks them. */
 export interface ImageNames {
@@ -22,49 +22,54 @@ export interface ImageNames {
   }): Promise<readonly { readonly name: string; readonly target: Descriptor }[]>;
 }
 
+export interface OtherImage {
+  readonly name: string;
+  readonly manifest: Digest;
+}
+
 type CallOptions = { namespace: string; signal?: AbortSignal | undefined };
 
-/** Chains by what an image's name stands for: digests, so never stale. */
+/** Chains and their manifests by what an image's name stands for: digests, so never stale. */
 const REMEMBERED_MAX = 1024;
 
 export class PrivateChains {
   readonly #names: ImageNames;
   readonly #manifests: ManifestSource;
-  readonly #chains = new Map<Digest, ReadonlySet<ChainID>>();
+  readonly #chains = new Map<Digest, ReadonlyMap<ChainID, Digest>>();
 
   constructor(options: { names: ImageNames; manifests: ManifestSource }) {
     this.#names = options.names;
     this.#manifests = options.manifests;
   }
 
-  /** In words, why the alternative must not be used; null when it may. Throws when containerd or its content cannot be read. */
+  /** An image of the same chain that is not the owner's; null when there is none. Throws when containerd or its content cannot be read, HS_NOT_FOUND without a namespace. */
   async otherImage(
     chain: ChainID,
-    alternative: Alternative,
+    owner: Owner,
     options: { namespace: string | null; signal?: AbortSignal | undefined },
-  ): Promise<string | null> {
+  ): Promise<OtherImage | null> {
     const { namespace, signal } = options;
-    if (namespace === null) return "containerd's namespace is not known";
+    if (namespace === null) throw new HeadstartError("HS_NOT_FOUND", { what: "containerd's namespace is not known" });
     for (const { name, target } of await this.#names.images({ namespace, signal })) {
       // CRI's second name of an image that has a proper one
-      if (name.startsWith("sha256:") || isCovered(name, target, alternative)) continue;
-      if ((await this.#chainsOf(target, { namespace, signal })).has(chain))
-        return `the image ${name} has the same layers, and nothing says that they hold the same there`;
+      if (name.startsWith("sha256:") || isOwners(name, target.digest, owner)) continue;
+      const manifest = (await this.#chainsOf(target, { namespace, signal })).get(chain);
+      if (manifest !== undefined && !isOwners(name, manifest, owner)) return { name, manifest };
     }
     return null;
   }
 
-  async #chainsOf(target: Descriptor, options: CallOptions): Promise<ReadonlySet<ChainID>> {
+  async #chainsOf(target: Descriptor, options: CallOptions): Promise<ReadonlyMap<ChainID, Digest>> {
     const known = this.#chains.get(target.digest);
     if (known !== undefined) return known;
-    const found = new Set<ChainID>();
+    const found = new Map<ChainID, Digest>();
     const bytes = await this.#manifests.read(target.digest, options);
     if (bytes === null)
       throw new HeadstartError("HS_NOT_FOUND", { what: `${target.digest} in containerd's content store` });
     const entries = isIndexType(target.mediaType) ? parseIndex(bytes, `index ${target.digest}`).manifests : [target];
     for (const entry of entries) {
       const chain = isManifestType(entry.mediaType) ? await this.#chainOf(entry, options) : null;
-      if (chain !== null) found.add(chain);
+      if (chain !== null) found.set(chain, entry.digest);
     }
     // what is not here may yet be pulled
     if (found.size > 0) this.#chains.set(target.digest, found);
@@ -84,10 +89,9 @@ export class PrivateChains {
   }
 }
 
-/** Whether what said that the alternative is the image's says so of this image too. */
-function isCovered(name: string, target: Descriptor, alternative: Alternative): boolean {
-  if (alternative.index !== null) return target.digest === alternative.index;
-  return repositoryOf(name) === repositoryOf(alternative.reference);
+/** `digest`: of what the name stands for, or of the manifest behind it. */
+function isOwners(name: string, digest: Digest, owner: Owner): boolean {
+  return owner.by === "repository" ? repositoryOf(name) === repositoryOf(owner.reference) : digest === owner.digest;
 }
 
 function repositoryOf(name: string): string {

@@ -16,7 +16,7 @@ import type { ManifestSource } from "./open.ts";
 import { type Plan, type PlannedLayer, Planner } from "./plan.ts";
 import { type ImageNames, PrivateChains } from "./private-chains.ts";
 import { unpackSource } from "./source.ts";
-import { EMPTY_LAYER, Substitutes } from "./substitutes.ts";
+import { EMPTY_LAYER, type Substitute, Substitutes } from "./substitutes.ts";
 import type { TrustPolicy } from "./trust.ts";
 
 export interface ImageProviderOptions extends LayerMakerOptions {
@@ -111,19 +111,30 @@ export class ImageProvider {
   }
 
   /**
-   * What is laid over each other for a container upon a chain of snapshots, lowest first, as rows of the layer store; null is a snapshot that containerd unpacked. Throws the signal's reason
-   * alone.
+   * What is laid over each other for a container upon a chain of snapshots, lowest first, as rows of the layer store; null is a snapshot that containerd unpacked. `adopted`: the
+   * container began under a process of before, and these layers are mounted. Throws HS_NYDUS_UNUSABLE and, where the chain is not what it says, what asking containerd throws.
    */
   async layersFor(
     chain: readonly (number | null)[],
-    options: { namespace: string | null; signal?: AbortSignal | undefined },
+    options: {
+      namespace: string | null;
+      signal?: AbortSignal | undefined;
+      adopted?: ((layer: number) => boolean) | undefined;
+    },
   ): Promise<readonly (number | null)[]> {
     const claimed = chain.filter((id) => id !== null);
     if (claimed.length === chain.length) {
       const whole = await this.#alternativeFor(claimed, options);
       if (whole !== null) return [whole];
     }
-    return chain.flatMap((id): readonly (number | null)[] => (id === null ? [null] : this.#substitutes.parts(id)));
+    const parts: (number | null)[] = [];
+    for (const [position, id] of chain.entries()) {
+      const substitute = id === null ? null : this.#substitutes.substitute(id);
+      if (id === null) parts.push(null);
+      else if (substitute === null || options.adopted !== undefined) parts.push(...this.#substitutes.parts(id));
+      else parts.push(...(await this.#layersInstead(substitute, position === chain.length - 1, options)));
+    }
+    return parts;
   }
 
   /** After a restart: goes on with what was claimed. */
@@ -222,25 +233,51 @@ export class ImageProvider {
   /** The layer that takes the place of a whole chain, made; null when there is none, it cannot be had, or the chain is not that of one trusted image alone. */
   async #alternativeFor(
     layers: readonly number[],
-    options: { namespace: string | null; signal?: AbortSignal | undefined },
+    options: {
+      namespace: string | null;
+      signal?: AbortSignal | undefined;
+      adopted?: ((layer: number) => boolean) | undefined;
+    },
   ): Promise<number | null> {
     const chain = layers.includes(EMPTY_LAYER) ? null : this.#substitutes.chainOf(layers);
     const alternative = chain === null ? null : this.#substitutes.alternative(chain);
     if (chain === null || alternative === null) return null;
+    const layer = alternative.layers[0]!;
+    if (options.adopted !== undefined) return options.adopted(layer) ? layer : null;
     try {
-      const other = await this.#private.otherImage(chain, alternative, options);
+      const other = await this.#private.otherImage(chain, alternative.owner, options);
       if (other === null) {
-        await this.ready(alternative.layer, options.signal);
+        await this.ready(layer, options.signal);
         this.#withheld.delete(chain);
-        return alternative.layer;
+        return layer;
       }
-      this.#withheld.set(chain, `its Nydus form is not used: ${other}`);
+      const what = `the image ${other.name} has the same layers, and nothing says that they hold the same there`;
+      this.#withheld.set(chain, `its Nydus form is not used: ${what}`);
     } catch (error) {
       options.signal?.throwIfAborted();
       this.#withheld.set(chain, `its Nydus form cannot be used: ${describeError(error)}`);
     }
-    publish("image:alternative-withheld", { chain, layer: alternative.layer, reason: this.#withheld.get(chain) });
+    publish("image:alternative-withheld", { chain, layer, reason: this.#withheld.get(chain) });
     return null;
+  }
+
+  /** The OCI form of a Nydus image that could not be had. Another image with the same bootstrap may be sound, or have another OCI form: then its bootstrap, which the chain names by digest, is right for both. */
+  async #layersInstead(
+    substitute: Substitute,
+    isTop: boolean,
+    options: { namespace: string | null; signal?: AbortSignal | undefined },
+  ): Promise<readonly number[]> {
+    const unusable = (what: string) => new HeadstartError("HS_NYDUS_UNUSABLE", { what });
+    if (!isTop) throw unusable("layers above the bootstrap of a Nydus image that cannot be had");
+    const other = await this.#private.otherImage(substitute.chain, substitute.owner, options);
+    if (other === null) return substitute.layers;
+    const { plan, refusal } = await this.#open(other.name, other.manifest, options.namespace, options.signal);
+    const top = plan?.layers.at(-1)?.layer;
+    if (top === undefined || this.#substitutes.substitute(top) !== null)
+      throw unusable(
+        `images of one Nydus bootstrap have different OCI forms: ${other.name}: ${refusal?.reason ?? plan?.reason}`,
+      );
+    return this.#substitutes.parts(top);
   }
 
   async #open(

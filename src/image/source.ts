@@ -1,8 +1,14 @@
 /** What a layer's row keeps about where it comes from: enough to make it again after a restart, and nothing secret. */
 
+import { type Digest, isDigest } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import type { LayerSource } from "../layer/rows.ts";
 import { type Descriptor, readDescriptor } from "../oci/descriptor.ts";
+
+/** Images that a row which lists others is for: of one index, of one manifest, or in one repository. */
+export type Owner =
+  | { readonly by: "index" | "manifest"; readonly digest: Digest }
+  | { readonly by: "repository"; readonly reference: string };
 
 export interface ImageLayerSource {
   /** The image that wanted the layer first. */
@@ -18,8 +24,8 @@ export interface ImageLayerSource {
   readonly layers: readonly number[];
   /** Of an alternative: the rows of the layers whose place it takes. */
   readonly covers: readonly number[];
-  /** Of an alternative: the digest of the index that names it, or null. */
-  readonly index: string | null;
+  /** Of rows that list others: what names them as this image's. Null otherwise. */
+  readonly owner: Owner | null;
 }
 
 const NOTHING = {
@@ -29,7 +35,7 @@ const NOTHING = {
   position: 0,
   layers: [],
   covers: [],
-  index: null,
+  owner: null,
 } satisfies Omit<ImageLayerSource, "reference">;
 
 export function packSource(source: Pick<ImageLayerSource, "reference"> & Partial<ImageLayerSource>): LayerSource {
@@ -38,7 +44,7 @@ export function packSource(source: Pick<ImageLayerSource, "reference"> & Partial
 
 /** Throws HS_MALFORMED when the row was not written by us. */
 export function unpackSource(source: LayerSource): ImageLayerSource {
-  const { reference, table, extras, reason, position, index } = source;
+  const { reference, table, extras, reason, position } = source;
   if (typeof reference !== "string")
     throw new HeadstartError("HS_MALFORMED", { what: "layer row: its source has no reference" });
   return {
@@ -49,8 +55,15 @@ export function unpackSource(source: LayerSource): ImageLayerSource {
     position: typeof position === "number" ? position : 0,
     layers: ids(source.layers),
     covers: ids(source.covers),
-    index: typeof index === "string" ? index : null,
+    owner: readOwner(source.owner),
   };
+}
+
+function readOwner(value: unknown): Owner | null {
+  if (typeof value !== "object" || value === null) return null;
+  const { by, digest, reference } = value as Readonly<Record<string, unknown>>;
+  if ((by === "index" || by === "manifest") && isDigest(digest)) return { by, digest };
+  return by === "repository" && typeof reference === "string" ? { by, reference } : null;
 }
 
 function ids(value: unknown): number[] {

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { chainIDs, type DiffID, type Digest, sha256 } from "../base/digest.ts";
+import { type ChainID, chainIDs, type DiffID, type Digest, sha256 } from "../base/digest.ts";
 import { FetchScheduler } from "../fetch/scheduler.ts";
 import { EAGER, LayerStore } from "../layer/store.ts";
 import { MEDIA_TYPES } from "../oci/media-types.ts";
@@ -37,14 +37,20 @@ test("a snapshot may show nothing, its layer, or the layers that its row lists",
   await using stack = new AsyncDisposableStack();
   const { substitutes, layer } = await setUp(stack);
   const [a, b] = [layer("a"), layer("b")];
-  const options = { manifest: digest("twin"), layers: [a, b], reference, reason: "no bootstrap" };
-  const substitute = await substitutes.declare(identity("bootstrap"), options);
+  const chain = chainIDs([digest("blob") as DiffID, digest("bootstrap") as DiffID])[1]!;
+  const owner = { by: "manifest", digest: digest("twin") } as const;
+  const options = { layers: [a, b], owner, reference, reason: "no bootstrap" };
+  const substitute = substitutes.declare(chain, options);
   assert.deepEqual(substitutes.parts(EMPTY_LAYER), []);
   assert.deepEqual(substitutes.parts(a), [a]);
   assert.deepEqual(substitutes.parts(substitute), [a, b]);
-  assert.equal(await substitutes.declare(identity("bootstrap"), options), substitute);
-  const other = await substitutes.declare(identity("bootstrap"), { ...options, layers: [b] });
+  assert.deepEqual(substitutes.substitute(substitute), { chain, layers: [a, b], owner });
+  assert.equal(substitutes.substitute(a), null);
+  assert.equal(substitutes.declare(chain, options), substitute);
+  // one that a snapshot may name never changes its meaning
+  const other = substitutes.declare(chain, { ...options, layers: [b] });
   assert.notEqual(other, substitute);
+  assert.deepEqual(substitutes.parts(substitute), [a, b]);
   assert.deepEqual(substitutes.parts(other), [b]);
 });
 
@@ -52,16 +58,12 @@ test("what a row lists lives as long as it does; an alternative as long as all t
   await using stack = new AsyncDisposableStack();
   const { substitutes, layer } = await setUp(stack);
   const [a, b, whole] = [layer("a"), layer("b"), layer("whole")];
-  const substitute = await substitutes.declare(identity("bootstrap"), {
-    manifest: digest("twin"),
-    layers: [a],
-    reference,
-    reason: "",
-  });
+  const owner = { by: "index", digest: digest("index") } as const;
+  const substitute = substitutes.declare(digest("chain") as ChainID, { layers: [a], owner, reference, reason: "" });
   const chain = substitutes.chainOf([a, b])!;
   assert.equal(chain, chainIDs([identity("a").diffID as DiffID, identity("b").diffID as DiffID])[1]);
   const covers = [a, b];
-  const alternative = await substitutes.declareAlternative(chain, { layer: whole, index: null, reference, covers });
+  const alternative = await substitutes.declareAlternative(chain, { layer: whole, owner, reference, covers });
   assert.deepEqual([...substitutes.kept(new Set([substitute]))].sort(), [a, substitute].sort());
   assert.deepEqual([...substitutes.kept(new Set([a]))], [a]);
   assert.deepEqual([...substitutes.kept(new Set([a, b]))].sort(), [a, b, whole, alternative].sort());
@@ -73,12 +75,17 @@ test("a chain has one alternative: another index's takes its place, and one whos
   const { store, substitutes, layer } = await setUp(stack);
   const [a, first, second] = [layer("a"), layer("first"), layer("second")];
   const chain = substitutes.chainOf([a])!;
-  const declare = (whole: number, index: Digest | null) =>
-    substitutes.declareAlternative(chain, { layer: whole, index, reference, covers: [a] });
+  const declare = (whole: number, index: Digest) =>
+    substitutes.declareAlternative(chain, {
+      layer: whole,
+      owner: { by: "index", digest: index },
+      reference,
+      covers: [a],
+    });
   await declare(first, digest("index 1"));
-  assert.deepEqual(substitutes.alternative(chain)?.index, digest("index 1"));
+  assert.deepEqual(substitutes.alternative(chain)?.owner, { by: "index", digest: digest("index 1") });
   await declare(second, digest("index 2"));
-  assert.equal(substitutes.alternative(chain)?.layer, second);
+  assert.deepEqual(substitutes.alternative(chain)?.layers, [second]);
   await store.remove(second);
   assert.equal(substitutes.alternative(chain), null);
   assert.equal(substitutes.chainOf([a, EMPTY_LAYER]), null);

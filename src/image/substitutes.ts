@@ -9,11 +9,10 @@
  * not bound by the manifest, so it never takes the place of a layer in its own snapshot: whoever builds upon a part of the chain gets the layers themselves (specs/nydus.md 1.1, `--merge-platform`).
  */
 
-import { type ChainID, chainIDs, type DiffID, type Digest, isDigest } from "../base/digest.ts";
-import type { LayerIdentity } from "../formats/format.ts";
+import { type ChainID, chainIDs, type DiffID, sha256 } from "../base/digest.ts";
 import type { LayerKey, LayerRow } from "../layer/rows.ts";
 import type { LayerStore } from "../layer/store.ts";
-import { packSource, unpackSource } from "./source.ts";
+import { type ImageLayerSource, type Owner, packSource, unpackSource } from "./source.ts";
 
 /** The layer of a snapshot that holds nothing. Ids of rows begin at 1. */
 export const EMPTY_LAYER = 0;
@@ -26,13 +25,12 @@ export function isListing(row: Pick<LayerRow, "format">): boolean {
   return row.format === SUBSTITUTE || row.format === ALTERNATIVE;
 }
 
-export interface Alternative {
-  readonly id: number;
-  readonly layer: number;
-  /** The index that names both forms; null: the alternative refers to the manifest. */
-  readonly index: Digest | null;
-  /** The image whose opening found it. */
-  readonly reference: string;
+/** What stands in for something, and for whose images alone. */
+export interface Substitute {
+  readonly chain: ChainID;
+  /** Lowest first. */
+  readonly layers: readonly number[];
+  readonly owner: Owner;
 }
 
 type Store = Pick<LayerStore, "declare" | "find" | "list" | "row" | "remove">;
@@ -44,39 +42,40 @@ export class Substitutes {
     this.#store = store;
   }
 
-  /** A row that stands for `identity`'s layer and lists `layers`, lowest first, of the image `manifest`. */
-  async declare(
-    identity: LayerIdentity,
-    options: { manifest: Digest; layers: readonly number[]; reference: string; reason: string },
-  ): Promise<number> {
-    const { manifest, layers, reference, reason } = options;
-    const key: LayerKey = { identity, role: "upper", format: SUBSTITUTE, indexDigest: manifest };
-    const known = this.#store.find(key);
-    // what it listed may have been removed and declared anew since
-    if (known !== null && String(this.parts(known.id)) !== String(layers)) await this.#store.remove(known.id);
-    return this.#store.declare(key, packSource({ reference, reason, layers })).id;
+  /** A row that stands for the bootstrap layer at the top of `chain`; `layers` are those of the image's other form. */
+  declare(
+    chain: ChainID,
+    source: { layers: readonly number[]; owner: Owner; reference: string; reason: string },
+  ): number {
+    const packed = packSource(source);
+    // a snapshot may name it as long as it lives: another meaning is another row
+    const indexDigest = sha256(Buffer.from(meaning(unpackSource(packed))));
+    return this.#store.declare({ ...rowKey(chain, SUBSTITUTE), indexDigest }, packed).id;
   }
 
   /** Notes that containers upon `chain` may have `layer` alone. Another alternative of the same chain is forgotten. */
   async declareAlternative(
     chain: ChainID,
-    options: { layer: number; index: Digest | null; reference: string; covers: readonly number[] },
+    options: { layer: number; owner: Owner; reference: string; covers: readonly number[] },
   ): Promise<number> {
-    const { layer, index, reference, covers } = options;
-    const row = this.#store.find(alternativeKey(chain));
-    const known = row === null ? null : unpackSource(row.source);
-    const isSame = String(known?.layers) === String([layer]) && String(known?.covers) === String(covers);
-    if (row !== null && !(isSame && known?.index === index)) await this.#store.remove(row.id);
-    return this.#store.declare(alternativeKey(chain), packSource({ reference, layers: [layer], index, covers })).id;
+    const { layer, ...rest } = options;
+    const packed = packSource({ ...rest, layers: [layer] });
+    const key = rowKey(chain, ALTERNATIVE);
+    const known = this.#store.find(key);
+    if (known !== null && meaning(unpackSource(known.source)) !== meaning(unpackSource(packed)))
+      await this.#store.remove(known.id);
+    return this.#store.declare(key, packed).id;
   }
 
-  alternative(chain: ChainID): Alternative | null {
-    const row = this.#store.find(alternativeKey(chain));
-    if (row === null) return null;
-    const { layers, index, reference } = unpackSource(row.source);
-    const [layer] = layers;
-    if (layer === undefined || this.#store.row(layer) === null) return null;
-    return { id: row.id, layer, index: isDigest(index) ? index : null, reference };
+  /** Null also when a layer that it lists is gone. */
+  alternative(chain: ChainID): Substitute | null {
+    return this.#read(this.#store.find(rowKey(chain, ALTERNATIVE)));
+  }
+
+  /** The row that stands in for a bootstrap; null for any other. */
+  substitute(id: number): Substitute | null {
+    const row = this.#store.row(id);
+    return row?.format === SUBSTITUTE ? this.#read(row) : null;
   }
 
   /** The layers that a snapshot over `id` shows, lowest first. */
@@ -86,15 +85,11 @@ export class Substitutes {
     return row !== null && isListing(row) ? unpackSource(row.source).layers : [id];
   }
 
-  /** The chainID of claimed layers; null when something else is among them. */
+  /** The chainID of layers that were claimed one by one; null when something else is among them. */
   chainOf(layers: readonly number[]): ChainID | null {
-    const diffIDs: DiffID[] = [];
-    for (const id of layers) {
-      const row = this.#store.row(id);
-      if (row === null || isListing(row)) return null;
-      diffIDs.push(row.identity.diffID as DiffID);
-    }
-    return chainIDs(diffIDs).at(-1) ?? null;
+    const rows = layers.map((id) => this.#store.row(id));
+    if (rows.some((row) => row === null || isListing(row))) return null;
+    return chainIDs(rows.map((row) => row!.identity.diffID as DiffID)).at(-1) ?? null;
   }
 
   /** Layers whose place alternatives take. */
@@ -114,9 +109,20 @@ export class Substitutes {
     }
     return kept;
   }
+
+  #read(row: LayerRow | null): Substitute | null {
+    if (row === null) return null;
+    const { layers, owner } = unpackSource(row.source);
+    if (owner === null || layers.length === 0 || layers.some((id) => this.#store.row(id) === null)) return null;
+    return { chain: row.identity.diffID as ChainID, layers, owner };
+  }
 }
 
-function alternativeKey(chain: ChainID): LayerKey {
+function meaning({ layers, covers, owner }: ImageLayerSource): string {
+  return JSON.stringify([layers, covers, owner]);
+}
+
+function rowKey(chain: ChainID, format: string): LayerKey {
   const identity = { digest: chain, size: 0, mediaType: "", diffID: chain };
-  return { identity, role: "upper", format: ALTERNATIVE, indexDigest: null };
+  return { identity, role: "upper", format, indexDigest: null };
 }

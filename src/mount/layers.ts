@@ -135,6 +135,10 @@ export class LayerMounts {
     );
   }
 
+  isMounted(layer: number): boolean {
+    return [...this.#mounted.values()].some((each) => each.layer === layer);
+  }
+
   /** Makes the layer's file, or its devices, files of the FUSE mount. Their descriptors must stay open until `forget`. Idempotent. */
   serve(layer: MountableLayer): void {
     if (layer.devices !== undefined && layer.devices.length > 0) {

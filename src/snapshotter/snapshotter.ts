@@ -373,7 +373,11 @@ class LayeredSnapshotter implements Snapshotter {
   }
 
   /** Directories below `row`, lowest first. Layers are mounted, plain snapshots are where they are; without layers the provider is not asked. */
-  async #lowers(row: SnapshotRow, signal: AbortSignal | undefined): Promise<readonly string[]> {
+  async #lowers(
+    row: SnapshotRow,
+    signal: AbortSignal | undefined,
+    options: { isAdopted?: boolean } = {},
+  ): Promise<readonly string[]> {
     const chain = this.#store.chain(row.id);
     checkChain(chain);
     const elements = chain
@@ -386,7 +390,7 @@ class LayeredSnapshotter implements Snapshotter {
     const combined = this.#combine(signal);
     if (readIdMapping(row.labels) !== null) await this.#checkMapsLayers(combined);
     const namespace = namespaceOf({ namespace: null, key: row.name });
-    const asked = this.#provider.lowers(owner, elements, { signal: combined, namespace });
+    const asked = this.#provider.lowers(owner, elements, { signal: combined, namespace, ...options });
     const lowers = await settle(asked, combined).catch((error) => {
       // a provider that comes to an end only now has counted an owner that may be gone
       asked.then(() => this.#releaseIfGone(row.id)).catch(() => undefined);
@@ -456,7 +460,7 @@ class LayeredSnapshotter implements Snapshotter {
     const adopt = async (row: SnapshotRow) => {
       if (signal.aborted || this.#store.byId(row.id) === null) return;
       try {
-        await this.#lowers(row, signal);
+        await this.#lowers(row, signal, { isAdopted: true });
       } catch (error) {
         if (!signal.aborted && !isHeadstartError(error, "HS_SNAPSHOT_BROKEN")) {
           publish("snapshotter:adopt-failed", { id: row.id, name: row.name, error: describeError(error) });
