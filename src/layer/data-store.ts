@@ -91,10 +91,13 @@ export class DataStore {
     const { merged } = options;
     const used = merged.blobs.flatMap((blob, space) => (blob === null ? [] : [{ blob, space }]));
     const digests = await workers.run({ t: "data-keys", tables: used.map(({ blob }) => blob.table) });
-    const devices: LayerImage[] = [];
+    // all of them end before this does: what each holds is given back below
+    const made = await Promise.allSettled(
+      used.map(({ blob, space }, index) => this.#dataFile(blob, digests[index]!, options.dataSource(blob.blob, space))),
+    );
+    const devices = made.flatMap((each) => (each.status === "fulfilled" ? [each.value] : []));
     try {
-      for (const [index, { blob, space }] of used.entries())
-        devices.push(await this.#dataFile(blob, digests[index]!, options.dataSource(blob.blob, space)));
+      for (const each of made) if (each.status === "rejected") throw each.reason;
       const slots = merged.blobs.map((): { tag: string; size: number } | null => null);
       used.forEach(({ blob, space }, index) => {
         slots[space] = { tag: blob.blob.digest.slice(-64), size: devices[index]!.size };

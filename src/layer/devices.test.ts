@@ -1,6 +1,7 @@
 /** Images over several blobs and their data files, with golden Nydus images. Mounts of them: test/e2e/device-mounts.test.ts. */
 
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -24,6 +25,7 @@ import type { LayerImage } from "./layer-image.ts";
 import { LayerStore, type LayerStoreOptions } from "./store.ts";
 
 const BOOT = "11111111-2222-3333-4444-555555555555";
+const DEVICE_FILL = join(import.meta.dirname, "../../test/fakes/device-fill.ts");
 const NEXT_BOOT = "66666666-2222-3333-4444-555555555555";
 
 const decoders = new Decoders({ threads: 2 });
@@ -339,3 +341,71 @@ test("what was filled is believed in the same boot, and after another only what 
   assert.equal(hexOf(await contentOf(after, part, some[0]!.inode)), expected);
   assert.ok(fetcher.calls.length > calls);
 });
+
+test("a process that is killed at any time leaves what the next one can go on with, in the same boot and after another", async () => {
+  const batch = mergedGolden("v6-zstd-1m-batch");
+  const part = partOf(
+    batch,
+    filesOf(batch.tree)
+      .slice(0, 200)
+      .map(({ inode }) => inode),
+  );
+  const expected = new Set(golden("v6-zstd-1m-batch").values());
+  const points = [
+    "layer:section-rename=4*exit",
+    "layer:image-made",
+    "layer:data-write",
+    "layer:unit-bit=6*exit",
+    "layer:sealed",
+    "layer:data-extend",
+    "layer:image-made=2*exit",
+    "layer:unit-bit=14*exit",
+  ];
+  for (const [index, point] of points.entries()) {
+    const root = newRoot();
+    const rule = point.includes("=") ? point : `${point}=exit`;
+    const child = spawnSync(process.execPath, [DEVICE_FILL, root, BOOT], {
+      env: { ...process.env, HEADSTART_FAILPOINTS: rule },
+      encoding: "utf8",
+    });
+    assert.equal(child.signal, "SIGKILL", `${rule}: ${child.stderr}`);
+    const store = await openStore(root, new GoldenFetcher(), { bootId: index % 2 === 0 ? BOOT : NEXT_BOOT });
+    for (const [name, merged] of [
+      ["whole", batch],
+      ["part", part],
+    ] as const) {
+      const image = await create(store, name, merged);
+      for (const { inode, path } of filesOf(merged.tree))
+        assert.ok(expected.has(hexOf(await contentOf(image, merged, inode))), `${rule}: ${path}`);
+      await complete(image);
+      assert.ok(image.devices.every(({ layer }) => layer.state.t === "sealed"));
+    }
+    await close(store);
+  }
+});
+
+test("a store of before data files is opened, and its layers keep their keys", async () => {
+  const root = newRoot();
+  const { DatabaseSync } = await import("node:sqlite");
+  const db = new DatabaseSync(join(root, "layers.db"));
+  db.exec(VERSION_1);
+  db.close();
+  const store = await openStore(root, new GoldenFetcher());
+  const [row] = store.list();
+  assert.equal(row!.kind, "layer");
+  assert.deepEqual(row!.devices, []);
+  const { kind: _, ...key } = imageKey("x");
+  assert.equal(store.find({ ...key, role: "upper", format: "soci", indexDigest: null })!.id, row!.id);
+});
+
+const { digest: X } = imageKey("x").identity;
+/** As released before: PRAGMA user_version 1. */
+const VERSION_1 = `CREATE TABLE layers (
+     id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, state TEXT NOT NULL, code TEXT, reason TEXT, digest TEXT NOT NULL, size INTEGER NOT NULL, media_type TEXT NOT NULL,
+     diff_id TEXT NOT NULL, role TEXT NOT NULL, format TEXT NOT NULL, index_digest TEXT, source TEXT NOT NULL, image_size INTEGER NOT NULL DEFAULT 0,
+     inode_count INTEGER NOT NULL DEFAULT 0, stream_length INTEGER NOT NULL DEFAULT 0, boot_id TEXT NOT NULL DEFAULT '', created_ms INTEGER NOT NULL
+   ) STRICT;
+   CREATE UNIQUE INDEX layers_by_key ON layers (key) WHERE state <> 'broken';
+   PRAGMA user_version = 1;
+   INSERT INTO layers (key, state, digest, size, media_type, diff_id, role, format, source, created_ms)
+   VALUES ('${X} ${X} upper soci -', 'opening', '${X}', 1, 'x', '${X}', 'upper', 'soci', '{}', 0);`;

@@ -63,6 +63,8 @@ export class Filler {
   readonly #flights = new Map<number, Flight>();
   /** Units about which the index is wrong. */
   readonly #refused = new Map<number, HeadstartError>();
+  /** Units that came with wrong bytes every time, and what was wrong, until they come right. */
+  readonly #bad = new Map<number, string>();
   #closed = false;
 
   constructor(parts: FillerParts) {
@@ -79,6 +81,13 @@ export class Filler {
 
   get fillMap(): Bitmap {
     return this.#parts.state.fillMap;
+  }
+
+  /** What is wrong with units that cannot be had; null when nothing is. */
+  get trouble(): string | null {
+    const [first] = this.#bad.values();
+    if (first === undefined) return null;
+    return this.#bad.size === 1 ? first : `${first}; ${this.#bad.size - 1} more like it`;
   }
 
   get refusedUnits(): number {
@@ -247,7 +256,9 @@ export class Filler {
       } catch (error) {
         if (!isHeadstartError(error, "HS_UNIT_DIGEST")) throw error;
         publish("layer:unit-bad", { layer, unit, attempt, error });
-        if (attempt + 1 >= ATTEMPTS) throw error;
+        if (attempt + 1 < ATTEMPTS) continue;
+        this.#bad.set(unit, error.message);
+        throw error;
       }
     }
   }
@@ -257,6 +268,7 @@ export class Filler {
     const { state, log, layer, table } = this.#parts;
     if (this.#closed) throw new HeadstartError("HS_CANCELED", { what: `${this.#parts.what} was closed` });
     state.markUnit(unit, pieces);
+    this.#bad.delete(unit);
     try {
       state.persist(log, unit, pieces);
     } catch (error) {

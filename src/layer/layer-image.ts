@@ -328,7 +328,10 @@ export class LayerImage implements AsyncDisposable {
   /** Why the background fill waits or stopped; null when all is well. */
   get trouble(): string | null {
     return (
-      this.#trouble ?? this.#devices.find(({ layer, set }) => set.left > 0 && layer.trouble)?.layer.trouble ?? null
+      this.#trouble ??
+      this.#content?.lazy?.filler.trouble ??
+      this.#devices.find(({ layer, set }) => set.left > 0 && layer.trouble)?.layer.trouble ??
+      null
     );
   }
 

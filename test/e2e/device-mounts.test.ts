@@ -5,13 +5,23 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { isHeadstartError } from "../../src/base/errors.ts";
 import { compareTreeLines } from "../../src/erofs/tree-lines.ts";
 import type { LayerImage } from "../../src/layer/layer-image.ts";
 import { LayerStore } from "../../src/layer/store.ts";
 import { UnmountFlag, unmount } from "../../src/linux/mount.ts";
 import { type LayerMounts, layerOfNodeid } from "../../src/mount/layers.ts";
 import { expectedNydusTree } from "../suites/golden-nydus.ts";
-import { filesOf, GoldenFetcher, imageKey, mergedGolden, partOf } from "../suites/nydus-merged.ts";
+import {
+  filesOf,
+  GoldenFetcher,
+  hexOf,
+  imageKey,
+  MANY_CONTENT,
+  manyBlobs,
+  mergedGolden,
+  partOf,
+} from "../suites/nydus-merged.ts";
 import { kernelLinesApart } from "../tools/kernel-lines.ts";
 import { MountPlace } from "./mount-place.ts";
 
@@ -169,4 +179,55 @@ test("mounts over a FUSE connection that is gone are dead for images too", optio
   await mounts.release("a");
   await mounts.forget(image.id);
   for (const { layer } of image.devices) await mounts.forget(layer.id);
+});
+
+test(
+  "read-ahead that runs into chunks of other images costs nothing but itself: what is mounted reads right in buffered mode",
+  options,
+  async () => {
+    await using place = await MountPlace.make();
+    const mounts = await place.mounts({ ...(await place.probe("file")), directio: false });
+    await using store = await openStore(place, new GoldenFetcher());
+    const whole = mergedGolden("v6-zstd-1m");
+    // every third file: its neighbours in the data file are bound by no image
+    const files = filesOf(whole.tree).filter((_, index) => index % 3 === 0);
+    const merged = partOf(
+      whole,
+      files.map(({ inode }) => inode),
+    );
+    const image = await store.createImage({ key: imageKey("third"), merged, source: {}, dataSource: () => ({}) });
+    const path = await mounts.mount("a", image);
+    const lines = await kernelLinesApart(path, 2n ** 62n);
+    const expected = new Set(expectedNydusTree().map(({ sha256 }) => sha256));
+    const read = lines.filter(({ type }) => type === "reg");
+    assert.equal(read.length, files.length);
+    for (const line of read) assert.ok(expected.has(line.sha256), line.path);
+    assert.equal(image.isComplete, true);
+    assert.ok(place.server.statistics.faultsFailed > 0, "no read-ahead was refused: the test proves nothing");
+    await mounts.release("a");
+    await removeAll(store, mounts, image);
+  },
+);
+
+test("an image over more data files than mount(2) has room for is mounted, and 255 are refused", options, async () => {
+  await using place = await MountPlace.make();
+  const mounts = await place.mounts(await place.probe("file"));
+  await using store = await openStore(place, new GoldenFetcher());
+  const image = await store.createImage({
+    key: imageKey("many"),
+    merged: manyBlobs(254),
+    source: {},
+    dataSource: () => ({}),
+  });
+  assert.equal(image.devices.length, 254);
+  const path = await mounts.mount("a", image);
+  const lines = await kernelLinesApart(path, 2n ** 62n);
+  assert.equal(lines.filter(({ sha256 }) => sha256 === hexOf(MANY_CONTENT)).length, 254);
+  await mounts.release("a");
+  await removeAll(store, mounts, image);
+  const tooMany = { key: imageKey("more"), merged: manyBlobs(255), source: {}, dataSource: () => ({}) };
+  await assert.rejects(
+    () => store.createImage(tooMany),
+    (error) => isHeadstartError(error, "HS_EROFS_LIMIT"),
+  );
 });

@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { readSync } from "node:fs";
 import { type Digest, digestHex, sha256 } from "../../src/base/digest.ts";
 import { ADDRESS_SPACE, childName, type FileTree, FileTreeBuilder, FileType } from "../../src/erofs/file-tree.ts";
-import type { BoundBlob, MergedImage } from "../../src/formats/format.ts";
+import type { BoundBlob, DataTable, MergedImage } from "../../src/formats/format.ts";
 import { readBootstrap } from "../../src/formats/nydus/bootstrap.ts";
 import { mergedNydus } from "../../src/formats/nydus/merged.ts";
 import type { StoredRange, UnitFetcher } from "../../src/layer/interfaces.ts";
@@ -33,7 +33,7 @@ export class GoldenFetcher implements UnitFetcher {
 
   async fetch(range: StoredRange, options: { attempt?: number; signal?: AbortSignal }): Promise<Uint8Array> {
     this.calls.push({ ...range, attempt: options.attempt ?? 0 });
-    const blob = this.#blobs.get(range.blob) ?? nydusBlob(digestHex(range.blob))!;
+    const blob = this.#blobs.get(range.blob) ?? nydusBlob(digestHex(range.blob)) ?? MANY_CONTENT;
     this.#blobs.set(range.blob, blob);
     const bytes = new Uint8Array(blob.subarray(range.start, range.end));
     await this.onFetch(range, bytes);
@@ -127,4 +127,51 @@ export async function contentOf(image: LayerImage, merged: MergedImage, inode: n
 
 export function hexOf(content: Uint8Array): string {
   return createHash("sha256").update(content).digest("hex");
+}
+
+/** Blobs of one chunk each, stored as they are, and a file over each; what their fetcher gives is `MANY_CONTENT`. */
+export const MANY_CONTENT = Buffer.from("the same in every blob\n");
+
+export function manyBlobs(count: number): MergedImage {
+  const root = { mode: 0o755, uid: 0, gid: 0, mtimeSeconds: 0, mtimeNanoseconds: 0 };
+  const builder = new FileTreeBuilder(root);
+  const f64 = (value: number) => new Float64Array(new SharedArrayBuffer(8)).fill(value);
+  const u32 = (value: number) => new Uint32Array(new SharedArrayBuffer(4)).fill(value);
+  const u8 = () => new Uint8Array(new SharedArrayBuffer(1));
+  const length = MANY_CONTENT.byteLength;
+  const blobs = Array.from({ length: count }, (_, space): BoundBlob => {
+    const segments = [{ fileOffset: 0, length, address: space * ADDRESS_SPACE }];
+    const file = builder.addInode({ ...root, mode: 0o644, type: FileType.regular, size: length, segments });
+    builder.addName(0, Buffer.from(`f${space}`), file);
+    const blob = { digest: sha256(Buffer.from(`blob ${space}`)), size: length };
+    const units: DataTable["units"] = {
+      blobs: [blob],
+      unitCount: 1,
+      unitBlob: new Uint16Array(new SharedArrayBuffer(2)),
+      unitStart: f64(0),
+      unitEnd: f64(length),
+      unitDecodedLength: f64(length),
+      unitDigest: null,
+      pieceCount: 1,
+      pieceAddress: f64(0),
+      pieceLength: f64(length),
+      pieceUnit: u32(0),
+      pieceOffset: f64(0),
+      pieceDigest: null,
+      pieceDigestAlgorithm: null,
+    };
+    const decode = {
+      codec: "nydus-chunks",
+      unitCodec: u8(),
+      unitBits: u8(),
+      dictionaryStart: f64(0),
+      dictionarySize: u32(0),
+      dictionaries: new Uint8Array(new SharedArrayBuffer(0)),
+      ciphers: [null],
+    };
+    const digests = createHash("sha256").update(MANY_CONTENT).digest();
+    const bound = { algorithm: "sha256", pieces: Uint32Array.of(0), digests: new Uint8Array(digests) } as const;
+    return { blob, table: { units, decode }, bound };
+  });
+  return { tree: builder.finish(), blobs, prefetch: [] };
 }
