@@ -12,6 +12,7 @@ import { cachedDirectory } from "../src/sandbox/cache.ts";
 import { type DebianImage, writeDebianImage } from "../src/sandbox/debian-image.ts";
 import { type BuiltLayer, gzipLayer } from "../src/sandbox/image-builder.ts";
 import { copyMembers, listTar } from "../src/sandbox/tar-split.ts";
+import { writeTar } from "../src/sandbox/tar-writer.ts";
 import { say } from "./case.ts";
 
 export interface BigLayer extends BuiltLayer {
@@ -36,6 +37,31 @@ export async function bigLayer(): Promise<BigLayer> {
   const fields = JSON.parse(await readFile(join(directory, "layer.json"), "utf8")) as Fields;
   return { ...fields, path, source: () => createReadStream(path, { highWaterMark: 1 << 20 }), createdBy: "big" };
 }
+
+/** `count` layers of the big one's content, 510 MB and 20 000 entries each, every one with a file of its own: so that nobody can take one for another. */
+export async function bigLayers(count: number): Promise<BigLayer[]> {
+  const big = await bigLayer();
+  const layers: BigLayer[] = [];
+  for (let index = 0; index < count; index++) {
+    const directory = await cachedDirectory(`bench/big-layer-1-${index}`, async (part) => {
+      say(`making big layer ${index + 1} of ${count} (once)`);
+      const own = writeTar([{ path: `layer-${index}`, data: String(index) }]).subarray(0, 2 * TAR_BLOCK);
+      const tar = async function* () {
+        yield own;
+        yield* createReadStream(big.path).pipe(createGunzip());
+      };
+      const { descriptor, diffID, size } = await gzipLayer(tar(), join(part, "layer.tar.gz"), `big ${index}`);
+      await writeFile(join(part, "layer.json"), JSON.stringify({ descriptor, diffID, size } satisfies Fields));
+    });
+    const path = join(directory, "layer.tar.gz");
+    const fields = JSON.parse(await readFile(join(directory, "layer.json"), "utf8")) as Fields;
+    const source = () => createReadStream(path, { highWaterMark: 1 << 20 });
+    layers.push({ ...fields, path, source, createdBy: `big ${index}` });
+  }
+  return layers;
+}
+
+const TAR_BLOCK = 512;
 
 /** The tars of all Debian layers as one. */
 async function* concatenated(scratch: string): AsyncGenerator<Uint8Array> {

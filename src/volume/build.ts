@@ -11,6 +11,7 @@ import { type Digest, digestAlgorithm, sha256 } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { fsyncDirectory } from "../base/files.ts";
 import { ACL_ACCESS, ACL_DEFAULT } from "../erofs/acl.ts";
+import { returnFreedMemory } from "../linux/malloc.ts";
 import { syncFileSystem } from "../linux/syncfs.ts";
 import { getXattr, removeXattr } from "../linux/xattr.ts";
 import type { OpenOptions } from "../oci/open.ts";
@@ -131,6 +132,7 @@ export async function buildVolume(opened: OpenPlan, request: BuildRequest): Prom
   const output = resolve(request.output);
   checkOutput(output, layout);
   const part = join(dirname(output), `.${basename(output)}.part-${randomUUID().slice(0, 8)}`);
+  returnFreedMemory();
   makePart(part);
   try {
     if (layout === "containerd") {

@@ -72,9 +72,8 @@ export interface DiskBlocks {
 
 /** Throws HS_EXT4_FULL, HS_EXT4_LIMIT, HS_DISK_FULL, and what fetching and reading layers throw. The image is synced. */
 export async function writeDisk(plan: VolumePlan, request: DiskRequest): Promise<WrittenDisk> {
-  await using workers = new VolumeWorkers();
   try {
-    const collected = await collect(plan, request, workers);
+    const collected = await collect(plan, request);
     const { trees, usage } = collected;
     const meta = writeBolt(metaDatabase(plan));
     const snapshots = writeBolt(snapshotDatabase(plan, usage));
@@ -84,6 +83,7 @@ export async function writeDisk(plan: VolumePlan, request: DiskRequest): Promise
     const warmBytes = hot === null ? 0 : WARM_BYTES;
     const skeleton = diskSkeleton(plan, target, { selinux, ...databases, warmBytes });
     const layout = layoutDisk({ ...request, plan, skeleton, trees, hot: hot?.files ?? [] });
+    await using workers = new VolumeWorkers();
     const blocks = await new DiskWriter(plan, request, { layout, skeleton, collected }, workers).run();
     return {
       layout,
@@ -105,7 +105,9 @@ interface Collected {
   readonly fetchedBytes: number;
 }
 
-async function collect(plan: VolumePlan, request: DiskRequest, workers: VolumeWorkers): Promise<Collected> {
+async function collect(plan: VolumePlan, request: DiskRequest): Promise<Collected> {
+  // its threads end with it: what they leave of the entries that they read is some 50 MB each
+  await using workers = new VolumeWorkers();
   const trees = new Map<number, FileTree>();
   const usage = new Map<ChainID, SnapshotUsage>();
   const blobs = new Map<Digest, string>();
