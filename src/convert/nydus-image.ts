@@ -11,10 +11,9 @@ import { writeBootstrap } from "../formats/nydus/write/bootstrap.ts";
 import { bootstrapLayerTar, compressBootstrapLayer } from "../formats/nydus/write/bootstrap-layer.ts";
 import { type ChunkDictionary, openDictionary } from "../formats/nydus/write/dictionary.ts";
 import { mergeLayers } from "../formats/nydus/write/merge.ts";
-import { buildNativeLayer, type NativeLayerInput, type NydusLayer } from "../formats/nydus/write/native.ts";
+import type { NativeLayerInput, NydusLayer } from "../formats/nydus/write/native.ts";
 import type { NydusOptions } from "../formats/nydus/write/options.ts";
 import { prefetchInodes } from "../formats/nydus/write/prefetch.ts";
-import { buildRefLayer } from "../formats/nydus/write/ref.ts";
 
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { LoadedImage } from "../oci/manifest.ts";
@@ -23,6 +22,7 @@ import type { Copier } from "./copy.ts";
 import { copyPassing } from "./copy-passing.ts";
 import { chunkArrayFile, type DictionarySource } from "./nydus-dictionary.ts";
 import { nydusConfig, nydusManifest } from "./nydus-manifest.ts";
+import { NydusThreads } from "./nydus-threads.ts";
 import type { OnProgress } from "./progress.ts";
 import { PushedBlob } from "./pushed-blob.ts";
 
@@ -59,10 +59,11 @@ export interface WrittenNydusImage {
 
 type BuilderInput = Omit<NativeLayerInput, "bytes" | "role" | "dictionary">;
 
-export class NydusImageWriter {
+export class NydusImageWriter implements AsyncDisposable {
   readonly #copier: Copier;
   readonly #options: NydusImageOptions;
   readonly #limit = new Limit(LAYERS_AT_ONCE);
+  readonly #threads = new NydusThreads();
   readonly #built = new Map<string, Promise<NydusLayer>>();
   readonly #dictionary: ChunkDictionary | null;
 
@@ -126,6 +127,10 @@ export class NydusImageWriter {
     };
   }
 
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#threads[Symbol.asyncDispose]();
+  }
+
   /** What a layer with marks means depends on whether it is the lowest. */
   #layer(layer: Descriptor, diffID: Digest, role: LayerRole): Promise<NydusLayer> {
     const key = `${layer.digest} ${role}`;
@@ -144,10 +149,10 @@ export class NydusImageWriter {
         ? await this.#push(layer, diffID, (input) => {
             // the builder checks the digest
             const bytes = this.#copier.source.openBlob(layer).stream(0, { signal, callerVerifies: true });
-            return buildNativeLayer({ ...input, bytes, role, dictionary: this.#dictionary });
+            return this.#threads.native({ ...input, bytes, role, dictionary: this.#dictionary });
           })
         : await copyPassing(this.#copier, layer, (bytes) =>
-            this.#push(layer, diffID, (input) => buildRefLayer({ ...input, bytes, role })),
+            this.#push(layer, diffID, (input) => this.#threads.ref({ ...input, bytes, role })),
           );
     onProgress?.({ t: "nydus-layer", layer: layer.digest, blob: made.blob.digest, size: made.blob.size });
     return made;

@@ -80,7 +80,7 @@ export async function convertToNydus(options: ConvertToNydusOptions): Promise<Co
   if (options.mode === "ref") for (const { image } of wanted) image.layers.forEach(checkRefLayer);
   const mergeIndex = options.mergeIndex === true;
   const copier = new Copier(source, destination, { signal, onProgress });
-  const writer = new NydusImageWriter(copier, options);
+  await using writer = new NydusImageWriter(copier, options);
   // the data of a ref are its original layers: something must keep them
   const isReferrer = options.withReferrer === true || (options.mode === "ref" && !mergeIndex);
   const asIndex = mergeIndex || wanted.length > 1;
