@@ -39,6 +39,7 @@ export const OBSERVED: Readonly<Record<string, readonly [Level, string]>> = {
   "layer:state": ["info", "a layer changed its state"],
   "layer:sync-failed": ["warn", "a complete layer could not be made durable yet"],
   "layer:unit": ["debug", "a unit was filled"],
+  "layer:unit-copied": ["debug", "a unit was copied from another blob"],
   "layer:unit-bad": ["warn", "a unit came with wrong bytes"],
   "layer:unit-log-failed": ["warn", "a filled unit could not be noted"],
   "mount:adopted": ["info", "a mount of before was adopted"],

@@ -36,7 +36,8 @@ export interface NydusImageOptions {
   /** On the manifest, after everything. */
   readonly manifest?: (manifest: Manifest) => Manifest;
   readonly configType?: string;
-  readonly annotations?: Readonly<Record<string, string>>;
+  /** Name of a further file beside the bootstrap, which readers leave alone: the layer's diffID is another then, and containerd's chainID. */
+  readonly beside?: string;
 }
 
 const put = (registry: FakeRegistry, repository: string, bytes: Uint8Array, mediaType: string): Descriptor => {
@@ -83,6 +84,7 @@ export function storeNydusImage(registry: FakeRegistry, options: NydusImageOptio
   const tar = writeTar([
     { path: "image/", mode: 0o755 },
     { path: "image/image.boot", mode: 0o444, data: Buffer.from(options.bootstrap?.(boot) ?? boot) },
+    ...(options.beside === undefined ? [] : [{ path: `image/${options.beside}` }]),
   ]);
   const bootstrap = {
     ...put(registry, repository, gzipSync(tar), MEDIA_TYPES.ociLayerGzip),
