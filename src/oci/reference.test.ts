@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
+import { sha256 } from "../base/digest.ts";
 import { isHeadstartError } from "../base/errors.ts";
-import { formatReference, formatSource, parseReference, parseSource } from "./reference.ts";
+import { formatReference, formatSource, parseReference, parseSource, sourceAt } from "./reference.ts";
 
 const DIGEST = `sha256:${"a".repeat(64)}`;
 const refused = (error: unknown) => isHeadstartError(error, "HS_REFERENCE");
@@ -138,4 +139,16 @@ test("a host that only its upper case tells from a path keeps it, so that its pr
   assert.equal(formatReference(reference), "Registry/app/web:1");
   assert.deepEqual(parseReference(formatReference(reference)), reference);
   assert.equal(parseReference("Registry.Example/app:1").host, "registry.example");
+});
+
+test("another manifest of the same place is named by its digest", () => {
+  const digest = sha256(Buffer.from("other"));
+  const at = (text: string) => {
+    const source = sourceAt(parseSource(text), digest);
+    return source === null ? null : formatSource(source);
+  };
+  assert.equal(at("docker://example.com/app:1"), `docker://example.com/app@${digest}`);
+  assert.equal(at("oci:dir:v1"), `oci:dir@${digest}`);
+  assert.equal(at("oci-archive:file.tar"), `oci-archive:file.tar@${digest}`);
+  assert.equal(at("containerd:example.com/app:1"), null);
 });

@@ -116,6 +116,23 @@ export function parseSource(text: string): ImageSource {
   return { kind: "registry", reference: parseReference(text) };
 }
 
+/** Another manifest in the same place; null for places where manifests have no digests to be asked by. */
+export function sourceAt(source: ImageSource, digest: Digest): ImageSource | null {
+  switch (source.kind) {
+    case "registry": {
+      const { host, repository } = source.reference;
+      return { kind: "registry", reference: { host, repository, digest } };
+    }
+    case "layout":
+      return { kind: "layout", directory: source.directory, digest };
+    case "archive":
+      return { kind: "archive", file: source.file, digest };
+    case "containerd":
+    case "rafs":
+      return null;
+  }
+}
+
 /** The form that parseSource reads back. */
 export function formatSource(source: ImageSource): string {
   const suffix = (which: { tag?: string; digest?: Digest }) =>

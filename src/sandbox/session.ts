@@ -6,17 +6,18 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Digest } from "../base/digest.ts";
+import { type Digest, isDigest } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { Copier } from "../convert/copy.ts";
 import { FORMATS } from "../formats/all.ts";
-import type { Descriptor } from "../oci/descriptor.ts";
+import { NYDUS_ANNOTATIONS } from "../formats/nydus/ondisk.ts";
+import { annotation, type Descriptor } from "../oci/descriptor.ts";
 import { type LoadedImage, loadImage } from "../oci/manifest.ts";
 import { MEDIA_TYPES } from "../oci/media-types.ts";
 import { openDestination } from "../oci/open.ts";
 import type { Platform } from "../oci/platform.ts";
 import { formatReference, type ImageSource, parseSource } from "../oci/reference.ts";
-import type { ImageReader } from "../oci/store.ts";
+import type { BlobSizes, ImageReader } from "../oci/store.ts";
 import type { Figures } from "./figures.ts";
 import { leftSince, takeInventory } from "./inventory.ts";
 import { Meter, type MeterOptions } from "./meter.ts";
@@ -80,7 +81,7 @@ export class Session implements AsyncDisposable {
   /** `credentials` is "USER:PASSWORD" for the image's registry. An image of a registry stays there and is counted on the way; any other is copied into ours, with its bound index. */
   async publish(
     source: ImageSource,
-    reader: ImageReader,
+    reader: ImageReader & BlobSizes,
     options: { platform: Platform; meter?: MeterOptions },
   ): Promise<Published> {
     const loaded = await loadImage(reader, options.platform);
@@ -109,6 +110,7 @@ export class Session implements AsyncDisposable {
       const index = format.boundIndex(loaded.manifest);
       if (index !== null) await copier.tree(await describe(reader, index)).catch(() => undefined);
     }
+    for (const layer of await originalLayers(reader, loaded.layers)) await copier.blob(layer);
     await copier.tree(loaded.manifestDescriptor, destination.tag);
     await destination.finish();
     const reference = `${this.meter.host}/${name}:1`;
@@ -138,6 +140,17 @@ export class Session implements AsyncDisposable {
 async function describe(reader: ImageReader, digest: Digest): Promise<Descriptor> {
   const bytes = await reader.readManifest(digest);
   return { mediaType: MEDIA_TYPES.ociManifest, digest, size: bytes.byteLength };
+}
+
+/** What a Nydus image over unmodified layers reads from; its manifest does not list them. */
+async function originalLayers(reader: BlobSizes, layers: readonly Descriptor[]): Promise<Descriptor[]> {
+  const found: Descriptor[] = [];
+  for (const layer of layers) {
+    const digest = annotation(layer, NYDUS_ANNOTATIONS.ref);
+    const size = isDigest(digest) ? await reader.blobSize(digest) : undefined;
+    if (isDigest(digest) && size !== undefined) found.push({ mediaType: MEDIA_TYPES.octetStream, digest, size });
+  }
+  return found;
 }
 
 function isLoopback(host: string): boolean {

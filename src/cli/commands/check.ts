@@ -3,11 +3,12 @@
 import { mkdir } from "node:fs/promises";
 import type { Command } from "commander";
 import { HeadstartError } from "../../base/errors.ts";
+import { sourceLayerOf } from "../../convert/nydus-manifest.ts";
 import { isNydusManifest } from "../../formats/nydus/manifest.ts";
 import { checkNydusForm, type NydusFormCheck } from "../../image/check-nydus.ts";
 import { loadImage } from "../../oci/manifest.ts";
 import { openSource } from "../../oci/open.ts";
-import { parseSource } from "../../oci/reference.ts";
+import { type ImageSource, parseSource, sourceAt } from "../../oci/reference.ts";
 import { checkImage } from "../../sandbox/check.ts";
 import { type Comparison, formatDifference } from "../../sandbox/compare.ts";
 import { SandboxNode } from "../../sandbox/node.ts";
@@ -16,7 +17,7 @@ import { Session } from "../../sandbox/session.ts";
 import { CONTAINERD_VERSIONS } from "../../sandbox/tools.ts";
 import { AnswerIsNo } from "../exit.ts";
 import { openProgress, type Progress } from "../progress.ts";
-import { addSourceOptions, openNamed, openOptions, platformOf, type SourceOptions } from "../sources.ts";
+import { addSourceOptions, openOptions, platformOf, type SourceOptions } from "../sources.ts";
 import { formatBytes } from "../table.ts";
 
 interface CheckOptions extends SourceOptions {
@@ -74,9 +75,18 @@ Examples:
       if (!Number.isInteger(limit) || limit < 1)
         throw new HeadstartError("HS_USAGE", { what: `--limit ${options.limit}: a whole number above 0 is wanted` });
       const progress = openProgress({ quiet: options.json === true });
-      const { nydus, isPlain } = await checkForm(name, options, limit, progress);
+      const form = await checkForm(name, options, limit, progress);
+      const { nydus } = form;
       if (!options.json && nydus !== null) printForm(nydus);
-      const mounted = isPlain ? await checkMounted(name, options, { version, limit }, progress) : null;
+      const mounted =
+        form.plain === null || (nydus !== null && process.getuid?.() !== 0)
+          ? null
+          : await checkMounted(
+              { image: form.image, plain: form.plain, without: form.without },
+              options,
+              { version, limit },
+              progress,
+            );
       progress.done();
       const result = {
         ...(mounted ?? { entries: nydus?.entries ?? 0, bytes: nydus?.bytes ?? 0, differences: [] }),
@@ -93,24 +103,33 @@ Examples:
     });
 }
 
-/** By the rules for Nydus images, read from where it is. `isPlain`: the image itself is an OCI image, which can be unpacked too. */
-async function checkForm(
-  name: string,
-  options: CheckOptions,
-  limit: number,
-  progress: Progress,
-): Promise<{ nydus: NydusFormCheck | null; isPlain: boolean }> {
+interface CheckedForm {
+  readonly nydus: NydusFormCheck | null;
+  readonly image: ImageSource;
+  /** What containerd can unpack to compare the mounted image with; null where there is none. */
+  readonly plain: ImageSource | null;
+  readonly without: readonly string[];
+}
+
+/** By the rules for Nydus images, read from where it is. */
+async function checkForm(name: string, options: CheckOptions, limit: number, progress: Progress): Promise<CheckedForm> {
   const platform = platformOf(options);
-  await using reader = await openNamed(name, options);
+  const source = parseSource(name);
+  const named = options.against === undefined ? undefined : parseSource(options.against);
+  await using reader = await openSource(source, openOptions(source, options));
   const image = await loadImage(reader, platform);
   const isPlain = !isNydusManifest(image.manifest);
-  await using other = isPlain || options.against === undefined ? null : await openNamed(options.against, options);
+  await using other = isPlain || named === undefined ? null : await openSource(named, openOptions(named, options));
   const nydus = await checkNydusForm(reader, image, {
     against: other === null ? undefined : { reader: other, image: await loadImage(other, platform) },
     limit,
     onRule: (rule) => progress.update(`checking the Nydus form: ${rule}`),
   });
-  return { nydus, isPlain };
+  const beside = nydus === null || nydus.against === null ? null : sourceAt(source, nydus.against);
+  const plain = named ?? (isPlain ? source : beside);
+  // other builders keep neither fractions of times nor link counts
+  const without = isPlain || image.layers.some((layer) => sourceLayerOf(layer) !== null) ? [] : ["mtime", "nlink"];
+  return { nydus, image: source, plain, without };
 }
 
 function printForm(nydus: NydusFormCheck): void {
@@ -125,7 +144,7 @@ function printForm(nydus: NydusFormCheck): void {
 
 /** Through containerd, as a container sees it. Throws HS_USAGE without root. */
 async function checkMounted(
-  name: string,
+  sides: { readonly image: ImageSource; readonly plain: ImageSource; readonly without: readonly string[] },
   options: CheckOptions,
   how: { readonly version: (typeof CONTAINERD_VERSIONS)[number]; readonly limit: number },
   progress: Progress,
@@ -136,13 +155,12 @@ async function checkMounted(
   await debianPackages(["runc"], say);
   const platform = platformOf(options);
   await using session = await Session.open({ say });
-  const publish = async (text: string) => {
-    const source = parseSource(text);
+  const publish = async (source: ImageSource) => {
     await using reader = await openSource(source, openOptions(source, options));
     return await session.publish(source, reader, { platform });
   };
-  const image = await publish(name);
-  const against = options.against === undefined ? image : await publish(options.against);
+  const image = await publish(sides.image);
+  const against = sides.plain === sides.image ? image : await publish(sides.plain);
   const env =
     options.creds === undefined
       ? {}
@@ -164,6 +182,7 @@ async function checkMounted(
     against: against.reference,
     directory,
     limit: how.limit,
+    without: sides.without,
     ...(options.ignore && { ignore: options.ignore }),
   });
 }
