@@ -2,12 +2,18 @@
 
 import assert from "node:assert/strict";
 import { zstdDecompressSync } from "node:zlib";
-import { bytesSource } from "../src/erofs/source.ts";
+import { digestHex } from "../src/base/digest.ts";
+import { alignUp } from "../src/base/ranges.ts";
+import { checkErofs } from "../src/erofs/check.ts";
+import { openErofs } from "../src/erofs/read.ts";
+import { bytesSource, layoutSource } from "../src/erofs/source.ts";
+import { layoutDevices } from "../src/erofs/write.ts";
 import { decoderFor } from "../src/formats/all.ts";
 import { looksLikeBlob, readBlobTail } from "../src/formats/nydus/blob-tail.ts";
 import { type NydusBootstrap, readBootstrap } from "../src/formats/nydus/bootstrap.ts";
 import { chunkInfoFromBlob, chunkInfoFromFile } from "../src/formats/nydus/chunk-info.ts";
 import { readLayerBootstrap } from "../src/formats/nydus/layer-bootstrap.ts";
+import { mergedNydus } from "../src/formats/nydus/merged.ts";
 import { openNydus } from "../src/formats/nydus/open.ts";
 import { ChunkDictionary, imageBlobs } from "../src/formats/nydus/write/dictionary.ts";
 import { nydusBlob, nydusBootstrap, nydusVariants, storedChunkInfo } from "../test/suites/golden-nydus.ts";
@@ -115,6 +121,35 @@ export const NYDUS_FUZZERS: { readonly [name: string]: Fuzzer } = {
           const decoded = tolerated(() => decoder.decode(unit, given));
           if (decoded !== null) assert.equal(decoded.byteLength, units.unitDecodedLength[unit]);
         }
+      });
+    },
+  },
+  "nydus.merged": {
+    round(random) {
+      // what is mounted: tables of whole blobs, and an image over them that our own reader finds sound
+      const variant = random.pick([...SMALL, "v6-zstd-1m-batch", "v6-zran"]);
+      const wrong = random.below(2);
+      tolerated(() => {
+        const bytes = golden(variant);
+        const bootstrap = wrong === 0 ? readBootstrap(mutateWindow(bytes, random)) : goldenImage(variant);
+        const infos = bootstrap.blobs.map((blob) => {
+          const stored = storedChunkInfo(blob) ?? new Uint8Array(0);
+          const given = wrong === 1 && stored.byteLength > 600 ? mutateWindow(stored, random) : stored;
+          return chunkInfoFromBlob(blob, given);
+        });
+        const sizes = bootstrap.blobs.map((blob) => nydusBlob(blob.id)?.byteLength ?? 0);
+        const merged = mergedNydus(bootstrap, infos, sizes, variant);
+        const devices = merged.blobs.map((blob) => {
+          if (blob === null) return null;
+          const { units } = blob.table;
+          const last = units.pieceCount - 1;
+          return {
+            tag: digestHex(blob.blob.digest),
+            size: alignUp(units.pieceAddress[last]! + units.pieceLength[last]!, 4096),
+          };
+        });
+        const layout = layoutDevices(merged.tree, devices, { uuid: new Uint8Array(16) });
+        checkErofs(openErofs(layoutSource(layout)));
       });
     },
   },

@@ -322,7 +322,7 @@ export class ErofsReader {
   walk(visitor: ErofsVisitor): void {
     const root = this.root;
     const seen = new Map<number, ErofsInode | null>([[root.nid, null]]);
-    // a damaged image can let many inodes claim the same bytes; in a sound one names, targets and xattrs have their own
+    // a damaged image can let many inodes claim the same bytes; in a sound one names, targets, xattrs and indexes have their own
     let budget = Math.min(this.source.size, WALK_BYTES_MAX);
     let names = 0;
     const spend = (bytes: number) => {
@@ -355,7 +355,8 @@ export class ErofsReader {
             seen.set(entry.nid, null);
             children.push({ directory: inode, parentNid: directory.nid });
           } else {
-            spend(inode.xattrSize + (inode.type === FileType.symlink ? inode.size : 0));
+            const indexes = inode.chunkBits > 0 ? inode.at + inode.bodySize - inode.chunksAt : 0;
+            spend(inode.xattrSize + indexes + (inode.type === FileType.symlink ? inode.size : 0));
             seen.set(entry.nid, inode);
           }
           visitor.inode(inode);

@@ -9,9 +9,20 @@ import { checkErofs } from "../../src/erofs/check.ts";
 import { type FileTree, FileTreeBuilder, FileType, type InodeFields } from "../../src/erofs/file-tree.ts";
 import { openErofs } from "../../src/erofs/read.ts";
 import { fdSource, layoutSource } from "../../src/erofs/source.ts";
+import { layoutDevices } from "../../src/erofs/write.ts";
 import { mount, unmount } from "../../src/linux/mount.ts";
+import { mountErofs } from "../../src/mount/erofs-mount.ts";
+import { deviceTree } from "../tools/device-tree.ts";
 import { FORMS, layoutAs } from "../tools/erofs-bytes.ts";
-import { differences, listMount, listTree, mountImage, temporaryFolder, writeImage } from "../tools/erofs-image.ts";
+import {
+  differences,
+  listMount,
+  listTree,
+  mountImage,
+  temporaryFolder,
+  writeDevice,
+  writeImage,
+} from "../tools/erofs-image.ts";
 import { sidFsck, systemFsck } from "../tools/erofs-utils.ts";
 import { randomTree } from "../tools/random-tree.ts";
 
@@ -33,6 +44,31 @@ test("random trees in both forms: fsck 1.5 and sid's are content, and the mount 
       for (const fsck of checkers) fsck(image, { data: seed % 12 !== 1 });
       using _mount = mountImage(image, target, seed % 2 === 0 ? "file" : "loop");
       assert.deepEqual(differences(listTree(tree, layout.nidOf), listMount(target)), [], `seed ${seed}, ${form}`);
+    }
+  }
+});
+
+test("random trees with data in other files: the mount shows every byte, by files and by loop devices", async () => {
+  using folder = temporaryFolder("headstart-erofs-");
+  const target = join(folder.path, "mnt");
+  mkdirSync(target);
+  for (let seed = 1; seed <= Math.ceil(TREES / 3); seed++) {
+    const { tree, devices } = deviceTree(seed, { entries: 20 + (seed % 8) * 60 });
+    const layout = layoutDevices(tree, devices, { uuid: new Uint8Array(16).fill(seed) });
+    const file = join(folder.path, "image.erofs");
+    writeImage(file, layout);
+    const paths = devices.flatMap((device, space) => {
+      if (device === null) return [];
+      const path = join(folder.path, `device${space}`);
+      writeDevice(path, tree, space, device.size);
+      return [path];
+    });
+    const backing = seed % 2 === 0 ? "file" : "loop";
+    await mountErofs({ file, target, backing, directio: false, devices: paths });
+    try {
+      assert.deepEqual(differences(listTree(tree, layout.nidOf), listMount(target)), [], `seed ${seed}`);
+    } finally {
+      unmount(target);
     }
   }
 });

@@ -18,7 +18,15 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { readFully, writeFully } from "../../src/base/files.ts";
-import { childName, type FileTree, FileType, symlinkTarget, xattrName, xattrValue } from "../../src/erofs/file-tree.ts";
+import {
+  ADDRESS_SPACE,
+  childName,
+  type FileTree,
+  FileType,
+  symlinkTarget,
+  xattrName,
+  xattrValue,
+} from "../../src/erofs/file-tree.ts";
 import type { ErofsLayout } from "../../src/erofs/write.ts";
 import { MountFlag, mount, unmount } from "../../src/linux/mount.ts";
 import { fillFromAddress } from "./random-tree.ts";
@@ -40,6 +48,22 @@ export function writeImage(path: string, layout: ErofsLayout): void {
     const { rowCount, address, length, fileOffset } = layout.placement;
     for (let row = 0; row < rowCount; row++) {
       writeFully(fd, fillFromAddress(new Uint8Array(length[row]!), address[row]!), fileOffset[row]!);
+    }
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The data of one address space by identity, as a sparse file. */
+export function writeDevice(path: string, tree: FileTree, space: number, size: number): void {
+  const fd = openSync(path, "w");
+  try {
+    ftruncateSync(fd, size);
+    for (let segment = 0; segment < tree.segmentAddress.length; segment++) {
+      const address = tree.segmentAddress[segment]!;
+      if (Math.floor(address / ADDRESS_SPACE) !== space) continue;
+      const bytes = fillFromAddress(new Uint8Array(tree.segmentLength[segment]!), address);
+      writeFully(fd, bytes, address - space * ADDRESS_SPACE);
     }
   } finally {
     closeSync(fd);
