@@ -5,8 +5,9 @@
 
 import type { Digest } from "../../base/digest.ts";
 import { HeadstartError } from "../../base/errors.ts";
-import { lastAtMost } from "../../base/ranges.ts";
+import { alignUp, lastAtMost } from "../../base/ranges.ts";
 import { ADDRESS_SPACE } from "../../erofs/file-tree.ts";
+import { BLOCK_SIZE } from "../../erofs/placement.ts";
 import type { BoundBlob, BoundDigests, DataTable, MergedImage } from "../format.ts";
 import type { NydusBlob } from "./blob-table.ts";
 import type { NydusBootstrap } from "./bootstrap.ts";
@@ -28,20 +29,18 @@ import {
   u32,
 } from "./units.ts";
 
-/** A data file is read by blocks, so its chunks must begin on them. */
-const BLOCK_SIZE = 4096;
-
 /**
  * `infos` are the chunk arrays by blob (null in v5, which has none; those of blobs that no file uses may be left undefined), `sizes` the lengths of the stored blobs (of a ref: of the original
  * layers). Throws HS_NYDUS_INVALID when an array does not say what the bootstrap says, HS_FORMAT_UNSUPPORTED for chunks without a digest in the bootstrap.
  */
 export function mergedNydus(
-  bootstrap: NydusBootstrap,
+  given: NydusBootstrap,
   infos: readonly (ChunkInfo | null | undefined)[],
   sizes: readonly number[],
   what: string,
 ): MergedImage {
-  const algorithm = digestAlgorithm(bootstrap, what);
+  const algorithm = digestAlgorithm(given, what);
+  const bootstrap = given.version === 5 ? onBlocks(given) : given;
   const blobs = bootstrap.blobs.map((blob) => {
     const uses = usesOf(bootstrap, blob);
     if (uses.start === uses.end) return null;
@@ -54,6 +53,24 @@ export function mergedNydus(
     prefetch.push({ space, piece: lastAtMost(units.pieceAddress, units.pieceCount, address - space * ADDRESS_SPACE) });
   }
   return { tree: bootstrap.tree, blobs, prefetch };
+}
+
+/** RAFS v5 packs chunks one behind the other; a data file has each on a block of its own. The chunks that the tree uses, in their order. */
+function onBlocks(bootstrap: NydusBootstrap): NydusBootstrap {
+  const { uses, tree, blobs } = bootstrap;
+  const ends = new Float64Array(blobs.length);
+  const address = uses.address.map((before, use) => {
+    const space = Math.floor(before / ADDRESS_SPACE);
+    const offset = ends[space]!;
+    ends[space] = alignUp(offset + uses.length[use]!, BLOCK_SIZE);
+    return space * ADDRESS_SPACE + offset;
+  });
+  const segmentAddress = new Float64Array(new SharedArrayBuffer(tree.segmentAddress.length * 8));
+  tree.segmentAddress.forEach((before, segment) => {
+    const use = lastAtMost(uses.address, uses.count, before);
+    segmentAddress[segment] = address[use]! + (before - uses.address[use]!);
+  });
+  return { ...bootstrap, tree: { ...tree, segmentAddress }, uses: { ...uses, address } };
 }
 
 /** The uses of one blob stand together, since they ascend by address. */
