@@ -76,9 +76,22 @@ With \`--to oci\` \`how\` is \`original\`, \`exact\` or \`equal\`; \`leftOut\` a
   "volume estimate":
     "One object: `{volume, layers: [{digest, chainID, blobBytes, unpackedBytes, from, kept}], usedBytes, sizeGib, nodeSizeGib, push: {blocks, bytes, secondsAtLeast, dollars, storageDollarsMonth}, nodes: {seconds: {default, atRate, hotDefault}, rate, rateDollarsPerNode, fastRestore}}`; `from` is `built`, `gzip` or `guess`.",
   "volume inspect":
-    "One object `{kind, schemaVersion, namespaces: [{name, images, blobs, snapshots}], overlayfs: [{id, name, kind, parent, inodes, size}]}`.",
+    "One object `{kind, schemaVersion, namespaces: [{name, images, blobs, snapshots}], overlayfs: [{id, name, kind, parent, inodes, size}], disk}`; `disk` is null for a directory, else `{size, partition, uuid, bytes, freeBytes, root}`.",
+  "volume diff":
+    "One object `{names: {added, removed, changed}, layers: {added, removed, moved, kept}, blocks: {blockSize, used, changed, causes: [{cause, digest, blocks}], put: {dollars, dollarsPer1000, secondsAtLeast}}}`; `blocks` is null where one of them is no disk.",
   "volume verify":
     "One object `{ok, kind, provenance, checked: {images, names, blobs, snapshots, provenSnapshots, files, bytes, blocks}, unproven: [{what, why, count}], differenceCount, differences: [{place, rule, message}]}`: at most 20 differences, all of them in `differenceCount`.",
+  "volume push": `One object. \`content\` names what the snapshot holds, as its tag \`headstart.dev/volume\` does; \`unchanged\`: the parent held it already and is the answer. \`blocks\`: \`total\` of the file that are not zero, \`freed\` kept of the parent where
+the volume uses nothing, \`changed\` against the parent, \`sent\` now, \`resumed\` there before. With \`--snippet\` also \`snippet\`, a text. With \`--dry-run\` \`{dryRun, parent, region, volumeSizeGiB, sizeBytes, blocks, estimate: {blocks, bytes, secondsAtLeast, dollars,
+storageDollarsMonth}, readBack: {blocks, dollars}, wouldDelete, kept}\`.
+
+\`\`\`json
+{"snapshot": "snap-…", "unchanged": false, "status": "completed", "parent": null, "region": "eu-central-1", "content": "sha256:…", "sizeBytes": 21474836480, "volumeSizeGiB": 20,
+ "blocks": {"total": 12034, "freed": 0, "changed": 12034, "sent": 12034, "resumed": 0}, "sentBytes": 6309281792, "requests": 12040, "retries": 0, "inFlightMax": 64, "seconds": 12.6,
+ "name": "app", "fastRestore": [{"zone": "eu-central-1a", "state": "enabling"}], "ssmParameter": {"name": "/warm/app", "version": 3}, "deleted": ["snap-…"], "kept": [{"snapshot": "snap-…", "why": "younger than 7 days"}]}
+\`\`\``,
+  "volume pull":
+    "One object `{snapshot, region, path, sizeBytes, volumeSizeGiB, blocks, content, verified, requests, retries, seconds}`. `verified` is true when the snapshot's tag named the content, null where it has none.",
   status: "One object `{images, layers, mounts}`: the [status API](operations.md#status) of the daemon.",
 };
 

@@ -79,7 +79,8 @@ export interface VolumeDocument {
   };
   /** Bytes of a disk. */
   readonly size: number | null;
-  readonly fs: { readonly uuid: string } | null;
+  /** `offset`: its first byte on the disk. */
+  readonly fs: { readonly uuid: string; readonly offset: number } | null;
   /** What belongs to no layer, by name. */
   readonly regions: ReadonlyMap<string, DescribedRegion>;
   readonly blocks: DescribedBlocks | null;
@@ -185,7 +186,7 @@ function parseManifest(manifest: JsonObject, path: string, statement: StatementP
       time: count(options, "time", path),
     },
     size: field(manifest, "size") === undefined ? null : count(manifest, "size", path),
-    fs: fs === undefined ? null : { uuid: requiredString(asObject(fs, `${path}.fs`), "uuid", `${path}.fs`) },
+    fs: fs === undefined ? null : parseFileSystem(asObject(fs, `${path}.fs`), `${path}.fs`),
     regions: new Map(
       Object.entries(regions === undefined ? {} : asObject(regions, `${path}.regions`)).map(([name, value]) => [
         name,
@@ -196,6 +197,10 @@ function parseManifest(manifest: JsonObject, path: string, statement: StatementP
       field(manifest, "blocks") === undefined ? null : parseBlocks(asObject(field(manifest, "blocks"), path), path),
     statement,
   };
+}
+
+function parseFileSystem(fs: JsonObject, what: string): VolumeDocument["fs"] {
+  return { uuid: requiredString(fs, "uuid", what), offset: count(fs, "offset", what) };
 }
 
 function parseImage(image: JsonObject, what: string): DescribedImage {

@@ -22,6 +22,8 @@ export interface VolumeSettings {
   readonly layout?: VolumeLayout;
   readonly blobs?: boolean;
   readonly previous?: string;
+  /** Of a disk; default: as few as will do. */
+  readonly sizeGib?: number;
 }
 
 export async function makeVolume(
@@ -41,7 +43,8 @@ export async function makeVolume(
     ...{ layout, pinned: true, blobs, signal },
     former: previous === undefined ? undefined : readFormer(previous),
   });
-  const { record } = await buildVolume(opened, { output, signal });
+  const disk = layout === "containerd" ? undefined : { sizeGib: settings.sizeGib };
+  const { record } = await buildVolume(opened, { output, signal, disk });
   return record.predicate.headstart_volume;
 }
 

@@ -1,10 +1,12 @@
 /** `headstart volume`: images on a volume that a node boots with. The commands below it are in files of their own, but for `inspect`. */
 
 import type { Command } from "commander";
-import { inspectRoot } from "../../volume/inspect.ts";
+import { type InspectedDisk, inspectVolume } from "../../volume/inspect.ts";
 import { formatBytes, formatTable } from "../table.ts";
 import { registerVolumeBuild } from "./volume-build.ts";
+import { registerVolumeDiff } from "./volume-diff.ts";
 import { registerVolumeDoctor } from "./volume-doctor.ts";
+import { registerVolumePull, registerVolumePush } from "./volume-ebs.ts";
 import { registerVolumeEstimate } from "./volume-estimate.ts";
 import { registerVolumeVerify } from "./volume-verify.ts";
 
@@ -17,30 +19,35 @@ export function registerVolume(program: Command): void {
       "after",
       `
 Examples:
-  headstart volume build HOST/APP:1 --output ./containerd
-  headstart volume inspect ./containerd
-  headstart volume verify ./containerd
+  headstart volume build HOST/APP:1 --layout bottlerocket --output data.img
+  headstart volume inspect data.img
+  headstart volume verify data.img
 `,
     );
   registerVolumeBuild(volume);
   registerInspectVolume(volume);
   registerVolumeVerify(volume);
+  registerVolumeDiff(volume);
   registerVolumeEstimate(volume);
   registerVolumeDoctor(volume);
+  registerVolumePush(volume);
+  registerVolumePull(volume);
 }
 
 function registerInspectVolume(volume: Command): void {
   volume
     .command("inspect <path>")
     .summary("what is on a volume")
-    .description("What is on a volume, or in any containerd's root: read from its databases, without a containerd.")
+    .description(
+      "What is on a volume, a directory or a disk, or in any containerd's root: read from its databases, without a containerd or a mount.",
+    )
     .option("--json", "one object")
     .addHelpText(
       "after",
-      "\nExamples:\n  headstart volume inspect ./containerd\n  headstart volume inspect /var/lib/containerd --json\n",
+      "\nExamples:\n  headstart volume inspect data.img\n  headstart volume inspect /var/lib/containerd --json\n",
     )
     .action((path: string, options: { readonly json?: boolean }) => {
-      const found = inspectRoot(path);
+      const found = inspectVolume(path);
       if (options.json) {
         process.stdout.write(`${JSON.stringify(found)}\n`);
         return;
@@ -52,7 +59,12 @@ function registerInspectVolume(volume: Command): void {
       });
       const size = found.overlayfs.reduce((sum, snapshot) => sum + (snapshot.size ?? 0), 0);
       process.stdout.write(
-        `${blocks.join("\n")}\noverlayfs: ${found.overlayfs.length} snapshots, ${formatBytes(size)} unpacked\n`,
+        `${found.disk === null ? "" : describeDisk(found.disk)}${blocks.join("\n")}\noverlayfs: ${found.overlayfs.length} snapshots, ${formatBytes(size)} unpacked\n`,
       );
     });
+}
+
+function describeDisk({ size, partition, uuid, bytes, freeBytes, root }: InspectedDisk): string {
+  const table = partition === null ? "no partition table" : `partition ${partition}`;
+  return `disk of ${formatBytes(size)}, ${table}; ext4 ${uuid}: ${formatBytes(freeBytes)} of ${formatBytes(bytes)} free; containerd at ${root}\n\n`;
 }

@@ -12,6 +12,7 @@ import {
   BLOCK,
   BLOCK_UNINIT,
   BLOCKS_PER_GROUP,
+  COMPAT,
   DESCS_PER_BLOCK,
   ext4_inode,
   ext4_super_block,
@@ -65,7 +66,7 @@ export function checkExt4(reader: Ext4Reader): void {
     if (superblock.journalInode >= FIRST_INODE) throw invalid(`the journal is inode ${superblock.journalInode}`);
     useInode(reader, reader.inode(superblock.journalInode), used, xattrBlocks);
   }
-  if (superblock.reservedDescBlocks > 0) useResizeInode(reader, used);
+  if ((superblock.compat & COMPAT.resizeInode) !== 0) useResizeInode(reader, used);
   checkBlockBitmaps(reader, used);
   checkInodeBitmaps(reader, inodes);
 }
@@ -134,13 +135,14 @@ function useInode(reader: Ext4Reader, inode: Ext4Inode, used: UsedBlocks, xattrB
   }
 }
 
-/** Inode 7: a double indirect block that names the reserved descriptor blocks, which name their copies. */
+/** Inode 7: a double indirect block that names the reserved descriptor blocks, which name their copies. It stays when growing has used them up. */
 function useResizeInode(reader: Ext4Reader, used: UsedBlocks): void {
   const { superblock, groups } = reader;
   const inode = reader.inode(RESIZE_INODE);
   const fail = (message: string) => invalid(`inode ${RESIZE_INODE}: ${message}`);
   const words = viewOf(inode.bytes.subarray(ext4_inode.offsets.i_block, ext4_inode.offsets.i_block + 60));
   const double = words.getUint32(DOUBLE_INDIRECT * 4, true);
+  if (double === 0 && superblock.reservedDescBlocks === 0) return;
   for (let word = 0; word < 15; word++) {
     if (word !== DOUBLE_INDIRECT && words.getUint32(word * 4, true) !== 0)
       throw fail("more than a double indirect block");

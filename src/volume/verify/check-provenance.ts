@@ -4,12 +4,11 @@
  */
 
 import { createHash } from "node:crypto";
-import { basename } from "node:path";
-import { setImmediate } from "node:timers/promises";
 import type { ChainID, Digest } from "../../base/digest.ts";
-import { readFully } from "../../base/files.ts";
 import { formatPlatform, normalizePlatform } from "../../oci/platform.ts";
+import { BLOCK_BYTES } from "../ebs/blocks.ts";
 import type { DescribedImage, VolumeDocument } from "../provenance.ts";
+import { diskBlocks } from "./disk-blocks.ts";
 import type { Findings } from "./findings.ts";
 import type { ImageGraph, StoredImage } from "./graph.ts";
 import type { ImageRecord } from "./meta-db.ts";
@@ -119,18 +118,17 @@ export function checkMaterials(document: VolumeDocument, blobs: Iterable<Digest>
 /** Digest of a disk: sha256 over the sha256 of those of its blocks that are not zeros. */
 const BLOCKS_DIGEST = "sha256Blocks512KiB";
 
-/** Files of the volume that the statement gives digests of. Subjects are named by their path in containerd's root; the disk by its own name. */
+/** Files of the volume that the statement gives digests of. Subjects are named by their path on the volume or in containerd's root. */
 export async function checkSubjects(
   document: VolumeDocument,
   volume: {
     readonly stored: StoredTree;
     readonly root: ContainerdRoot;
     readonly disk: OpenDisk | null;
-    readonly path: string;
   },
   findings: Findings,
 ): Promise<void> {
-  const { stored, root, disk, path } = volume;
+  const { stored, root, disk } = volume;
   const { statement } = document;
   if (statement === null) return;
   let databases = 0;
@@ -148,12 +146,7 @@ export async function checkSubjects(
       if (name.endsWith(META_DATABASE)) databases++;
       const got = await hashContent(stored, inode, "sha256");
       if (got !== wanted) findings.differs("provenance", `/${name}`, "its sha256", got, wanted);
-    } else if (disk === null || name !== basename(path)) {
-      findings.add("provenance", document.path, `its subject ${name} is not on the volume`);
-    } else {
-      const got = await hashDisk(disk);
-      if (got !== wanted) findings.differs("provenance", path, "its sha256", got, wanted);
-    }
+    } else findings.add("provenance", document.path, `its subject ${name} is not on the volume`);
   }
   if (databases === 0 && disk === null)
     findings.add("provenance", document.path, "it gives no digest of the databases");
@@ -165,7 +158,7 @@ export async function checkBlocks(
   disk: OpenDisk,
   options: { readonly findings: Findings; readonly signal: AbortSignal; readonly onBytes: (count: number) => void },
 ): Promise<number> {
-  const { findings, signal, onBytes } = options;
+  const { findings } = options;
   const { blocks, size, path } = document;
   if (size !== null && size !== disk.disk.size) {
     findings.differs("provenance", disk.path, "the size of the disk", disk.disk.size, size);
@@ -175,30 +168,23 @@ export async function checkBlocks(
     findings.differs("provenance", path, "the size of blocks", blocks.size, BLOCK_BYTES);
     return 0;
   }
-  const buffer = Buffer.alloc(BLOCK_BYTES);
   const linear = createHash("sha256");
   const count = Math.ceil(disk.disk.size / BLOCK_BYTES);
-  for (let index = 0; index < count; index++) {
-    if (index % 32 === 31) {
-      await setImmediate();
-      signal.throwIfAborted();
-    }
-    onBytes(BLOCK_BYTES);
-    const length = readFully(disk.fd, buffer, index * BLOCK_BYTES);
-    buffer.fill(0, length);
+  for await (const { index, digest } of diskBlocks(disk, options)) {
     const wanted = blocks.sha256.get(index) ?? null;
-    if (wanted === null) {
-      if (buffer.equals(ZERO_BLOCK)) continue;
-      if (blocks.unused.some(([first, length]) => index >= first && index < first + length)) {
-        findings.open("blocks that nothing lies in", "they hold what an earlier volume left");
-      } else findings.add("provenance", blockPlace(index), "is not zero");
-    } else {
-      const digest = createHash("sha256").update(buffer).digest();
-      linear.update(digest);
-      if (digest.toString("hex") !== wanted) {
-        findings.differs("provenance", blockPlace(index), "its sha256", digest.toString("hex"), wanted);
-      }
-    }
+    const found = digest?.toString("hex") ?? null;
+    if (digest !== null && wanted !== null) linear.update(digest);
+    if (found === wanted) continue;
+    if (wanted === null && blocks.unused.some(([first, length]) => index >= first && index < first + length)) {
+      findings.open("blocks that nothing lies in", "they hold what an earlier volume left");
+    } else
+      findings.differs(
+        "provenance",
+        blockPlace(index),
+        "its sha256",
+        found ?? "that of zeros",
+        wanted ?? "that of zeros",
+      );
   }
   const beyond = [...blocks.sha256.keys()].filter((index) => index >= count);
   if (beyond.length > 0) findings.add("provenance", path, `${beyond.length} blocks lie beyond the end of the disk`);
@@ -209,20 +195,6 @@ export async function checkBlocks(
   return count;
 }
 
-/** What a snapshot is made of. */
-export const BLOCK_BYTES = 524_288;
-const ZERO_BLOCK = Buffer.alloc(BLOCK_BYTES);
-
 function blockPlace(index: number): string {
   return `block ${index} (byte ${index * BLOCK_BYTES})`;
-}
-
-async function hashDisk(disk: OpenDisk): Promise<string> {
-  const hash = createHash("sha256");
-  const buffer = Buffer.alloc(BLOCK_BYTES);
-  for (let at = 0; at < disk.disk.size; at += BLOCK_BYTES) {
-    hash.update(buffer.subarray(0, readFully(disk.fd, buffer, at)));
-    if (at % (32 * BLOCK_BYTES) === 0) await setImmediate();
-  }
-  return hash.digest("hex");
 }

@@ -206,7 +206,7 @@ class VolumeVerification {
     const exact = document !== null;
     const time = document === null ? null : BigInt(document.options.time) * 1_000_000_000n;
     const snapshotter = document?.snapshotter ?? SNAPSHOTTER;
-    const { signal, path } = this.#request;
+    const { signal } = this.#request;
     const onBytes = (count: number) => this.#report(count);
     const options = { findings, snapshotter, time, exact, sequence: document?.snapshotSequence ?? null };
     const blobs = new StoredBlobs(stored, root.inode, findings, onBytes);
@@ -245,7 +245,7 @@ class VolumeVerification {
     if (document !== null) {
       checkMaterials(document, blobs.digests, findings);
       const disk = this.#volume.kind === "disk" ? this.#volume : null;
-      await checkSubjects(document, { stored, root, disk, path }, findings);
+      await checkSubjects(document, { stored, root, disk }, findings);
     }
   }
 
