@@ -276,7 +276,9 @@ export class Filler {
       publish("layer:unit-log-failed", { layer, unit, error });
     }
     const bytes = pieces?.reduce((sum, piece) => sum + table.pieceLength[piece]!, 0) ?? table.unitDecodedLength[unit];
-    publish(copied ? "layer:unit-copied" : "layer:unit", { layer, unit, priority: flight.priority, bytes });
+    const fact = { layer, unit, priority: flight.priority, bytes };
+    if (copied) publish("layer:unit-copied", fact);
+    else publish("layer:unit", fact);
   }
 
   #refuse(unit: number, error: HeadstartError): void {
