@@ -3,6 +3,7 @@
 import { EROFS_FUZZERS } from "./erofs.ts";
 import type { Fuzzer } from "./fuzzer.ts";
 import { NYDUS_FUZZERS } from "./nydus.ts";
+import { NYDUS_WRITE_FUZZERS } from "./nydus-write.ts";
 import { OCI_FUZZERS } from "./oci.ts";
 import { SOCI_FUZZERS } from "./soci.ts";
 import { TAR_FUZZERS } from "./tar.ts";
@@ -18,6 +19,7 @@ const CANARY: Fuzzer = {
 export const FUZZERS: { readonly [name: string]: Fuzzer } = {
   ...SOCI_FUZZERS,
   ...NYDUS_FUZZERS,
+  ...NYDUS_WRITE_FUZZERS,
   ...TAR_FUZZERS,
   ...EROFS_FUZZERS,
   ...OCI_FUZZERS,

@@ -23,6 +23,19 @@ export function tolerated<T>(work: () => T): T | null {
   return result;
 }
 
+/** As `tolerated`, for what takes turns. */
+export async function toleratedLater<T>(work: () => Promise<T>): Promise<T | null> {
+  const started = performance.now();
+  let result: T | null = null;
+  try {
+    result = await work();
+  } catch (error) {
+    if (!(error instanceof HeadstartError) || error.code === "HS_INTERNAL") throw error;
+  }
+  assert.ok(performance.now() - started < ROUND_MS_MAX, "a round took too long");
+  return result;
+}
+
 /** A small generator with a seed (mulberry32): speed and repeatability, no more. */
 export class Random {
   #state: number;

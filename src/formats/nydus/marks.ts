@@ -22,23 +22,25 @@ const OPAQUE_NAME = Buffer.from(".wh..wh..opq");
 const OPAQUE_XATTR = { name: Buffer.from("trusted.overlay.opaque"), value: Buffer.from("y") };
 const FILE_OF_MARK = { type: FileType.regular, mode: 0, mtimeSeconds: 0, mtimeNanoseconds: 0 } as const;
 
-/** Marks as files. A whiteout whose file would have a name of over 255 bytes stays a device, which no merge of the peer carries out. */
+/**
+ * Marks as files. A mark whose file would have a name of over 255 bytes, or one that a directory has (`.wh.a/b` makes such), stays as overlayfs has it, which no merge of the peer carries
+ * out.
+ */
 export function namesOfMarks(tree: FileTree): FileTree {
   if (!tree.hasMarks) return tree;
-  const long = (name: Uint8Array) => PREFIX.length + name.length > LIMITS.nameBytes;
+  const isFree = (directory: number, name: Uint8Array) =>
+    name.length <= LIMITS.nameBytes && findChild(tree, directory, name) < 0;
   return rebuild(tree, (directory) => {
     const children: Child[] = [];
     for (const { name, inode } of childrenOf(tree, directory)) {
-      if (!isWhiteout(tree, inode) || long(name)) children.push({ name, inode });
-      else
-        children.push({
-          name: Buffer.concat([PREFIX, name]),
-          inode,
-          fields: { ...ownerOf(tree, inode), ...FILE_OF_MARK },
-        });
+      const mark = Buffer.concat([PREFIX, name]);
+      if (!isWhiteout(tree, inode) || !isFree(directory, mark)) children.push({ name, inode });
+      else children.push({ name: mark, inode, fields: { ...ownerOf(tree, inode), ...FILE_OF_MARK } });
     }
     const fields = inodeFieldsOf(tree, directory);
-    const xattrs = fields.xattrs!.filter(({ name }) => OPAQUE_XATTR.name.compare(name) !== 0);
+    const xattrs = isFree(directory, OPAQUE_NAME)
+      ? fields.xattrs!.filter(({ name }) => OPAQUE_XATTR.name.compare(name) !== 0)
+      : fields.xattrs!;
     if (xattrs.length < fields.xattrs!.length)
       children.push({ name: OPAQUE_NAME, inode: null, fields: { ...ownerOf(tree, directory), ...FILE_OF_MARK } });
     return { fields: { ...fields, xattrs }, children };

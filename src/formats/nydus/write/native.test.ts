@@ -109,6 +109,18 @@ test("odd archives come back to the bit: no end, trailing bytes, GNU names, file
   }
 });
 
+test("a directory that is named like a mark does not get in the way of the mark", async () => {
+  const tar = writeTar([
+    { path: ".wh.c/a", data: "in it" },
+    { path: ".wh.c", data: "" },
+    { path: "d/.wh..wh..opq/x", data: "odd" },
+    { path: "d/.wh..wh..opq", data: "" },
+  ]);
+  const { layer } = await convertNative(tar, {}, { role: "upper" });
+  assert.equal(layer.tree.hasMarks, true);
+  await checkRoundTrip(tar, tar, {});
+});
+
 test("the same input gives the same blob, however it is cut", async () => {
   const { bytes } = fixtureLayers("gogz")[0]!;
   const digests = new Set<string>();
