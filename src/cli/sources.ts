@@ -10,6 +10,7 @@ import { DEFAULT_HOSTS_DIRS } from "../oci/registry/hosts.ts";
 import type { RegistryOptions } from "../oci/registry/registry.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { ContainerdClient } from "../snapshotter/containerd.ts";
+import { ecrSource } from "../volume/aws/ecr.ts";
 
 export interface AccessOptions {
   readonly creds?: string | undefined;
@@ -56,7 +57,7 @@ export function registryOptions(source: ImageSource, options: AccessOptions): Re
     throw new HeadstartError("HS_USAGE", { what: "--creds is for a registry" });
   }
   return {
-    credentials: credentialSources(creds),
+    credentials: credentialSources({ ...creds, last: [ecrSource()] }),
     hostsDirs: (options.hostsDir ?? DEFAULT_HOSTS_DIRS.join(":")).split(":").filter((directory) => directory !== ""),
   };
 }

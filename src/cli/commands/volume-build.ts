@@ -17,6 +17,7 @@ import { readFormer } from "../../volume/former.ts";
 import { readHotList } from "../../volume/hot.ts";
 import { type VolumeManifest, volumeManifest } from "../../volume/manifest.ts";
 import { describePlan, planSizes, type VolumePlan } from "../../volume/plan.ts";
+import { Interrupt } from "../interrupt.ts";
 import { openProgress } from "../progress.ts";
 import { formatBytes, formatTable } from "../table.ts";
 import {
@@ -230,25 +231,4 @@ function sourceDateEpoch(): number | undefined {
   if (text === undefined || text === "") return undefined;
   if (/^\d{1,11}$/.test(text)) return Number(text);
   throw new HeadstartError("HS_USAGE", { what: `SOURCE_DATE_EPOCH=${text} is no number of seconds since 1970` });
-}
-
-/** The first SIGINT or SIGTERM ends the work in order, so that nothing is left; the next one ends the process. */
-class Interrupt implements Disposable {
-  readonly #controller = new AbortController();
-  readonly #listener = (name: string) => {
-    this[Symbol.dispose]();
-    this.#controller.abort(new HeadstartError("HS_CANCELED", { what: `interrupted by ${name}` }));
-  };
-
-  constructor() {
-    for (const name of ["SIGINT", "SIGTERM"] as const) process.on(name, this.#listener);
-  }
-
-  get signal(): AbortSignal {
-    return this.#controller.signal;
-  }
-
-  [Symbol.dispose](): void {
-    for (const name of ["SIGINT", "SIGTERM"] as const) process.off(name, this.#listener);
-  }
 }

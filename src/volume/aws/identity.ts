@@ -70,6 +70,7 @@ export class Identity {
     }
     throw new HeadstartError("HS_AWS_CREDENTIALS", {
       what: `no AWS credentials: asked ${this.#providers.map(({ name }) => name).join(", ")}`,
+      sources: this.#providers.length,
     });
   }
 }

@@ -17,7 +17,8 @@ export interface Parent {
   readonly blocks: BlockMap;
   /** Undefined when EC2 may not be asked. */
   readonly info: SnapshotInfo | undefined;
-  readonly from: "description" | "read-back";
+  /** "unknown": nothing describes it, and it was not to be read; `blocks` are empty. */
+  readonly from: "description" | "read-back" | "unknown";
 }
 
 export interface ParentOptions {
@@ -29,6 +30,8 @@ export interface ParentOptions {
   /** Tried if it exists: what an earlier push of the same path has left. */
   readonly record: string;
   readonly volumeSizeGiB: number;
+  /** False: a parent that nothing describes is not read back. */
+  readonly readBack?: boolean | undefined;
   readonly onRead?: (done: number) => void;
   readonly signal?: AbortSignal | undefined;
 }
@@ -39,6 +42,7 @@ export async function resolveParent(options: ParentOptions): Promise<Parent> {
   const info = await parentInfo(options);
   const described = describedParent(options, info);
   if (described !== undefined) return { id, blocks: described.blocks, info, from: "description" };
+  if (options.readBack === false) return { id, blocks: new Map(), info, from: "unknown" };
   return { id, blocks: await readBack(options), info, from: "read-back" };
 }
 

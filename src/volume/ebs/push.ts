@@ -89,7 +89,10 @@ export interface PreparedPush {
 }
 
 /** Throws HS_NOT_FOUND, HS_USAGE, HS_MANIFEST, HS_VOLUME_CHANGED, HS_EBS_PARENT and what AWS calls throw. */
-export async function preparePush(options: PushOptions, image: DiskImage): Promise<PreparedPush> {
+export async function preparePush(
+  options: PushOptions & { readonly readBack?: boolean },
+  image: DiskImage,
+): Promise<PreparedPush> {
   const { client, clock, path, signal, encrypted = false, kmsKey } = options;
   if (options.parent !== undefined && (encrypted || kmsKey !== undefined)) {
     throw new HeadstartError("HS_USAGE", {
@@ -114,6 +117,7 @@ export async function preparePush(options: PushOptions, image: DiskImage): Promi
           description: options.parentManifest,
           record: recordPath(path),
           volumeSizeGiB,
+          readBack: options.readBack,
           onRead: (done) => options.onProgress?.({ phase: "parent", done, total: undefined }),
           signal,
         });

@@ -1,6 +1,6 @@
 /**
  * The usual sources of credentials in their order (specs/containerd.md 11): what was given, what CRI captured, kubelet's plugins, docker's and
- * podman's files; after the last one a request goes out without.
+ * podman's files, what the caller has besides; after the last one a request goes out without.
  */
 
 import { existsSync } from "node:fs";
@@ -14,6 +14,8 @@ export interface SourceOptions {
   readonly creds?: { readonly text: string; readonly host: string };
   /** Fresh ones, such as those that a CRI proxy captured. */
   readonly captured?: readonly CredentialSource[];
+  /** Asked when no other has anything for a host. */
+  readonly last?: readonly CredentialSource[];
   /** Default: those of an EKS node, where there are any. */
   readonly kubelet?: KubeletProviders | false;
   readonly env?: Readonly<Record<string, string | undefined>>;
@@ -30,5 +32,6 @@ export function credentialSources(options: SourceOptions = {}): CredentialSource
   const kubelet = options.kubelet ?? (existsSync(EKS_PROVIDERS.configPath) ? EKS_PROVIDERS : false);
   if (kubelet !== false) sources.push(kubeletSource(kubelet, { clock, env }));
   for (const path of dockerConfigPaths(env)) sources.push(dockerConfigSource(path, env));
+  sources.push(...(options.last ?? []));
   return sources;
 }
