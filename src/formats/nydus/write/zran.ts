@@ -7,7 +7,7 @@
  *   context      [---------------------------------]
  *
  * Invariants: every context holds a chunk that no other has, so there are not more contexts than chunks; none ends at the end of a deflate stream, which nydusd cannot decode: where a chunk
- * does, the context goes on into the next member that has data; none decodes to more than nydusd's 16 MiB.
+ * does, the context goes on into the next member that has data; none decodes to more than nydusd's 16 MiB; each ends where the one before does, or behind.
  */
 
 import { HeadstartError } from "../../../base/errors.ts";
@@ -153,6 +153,12 @@ export class ZranContexts {
       });
     }
     const contexts = this.#contexts;
+    let end = 0;
+    for (const context of contexts) {
+      // nydusd reads neighbours at once, up to where the last of them ends
+      context.storedSize = Math.max(context.storedSize, end - context.stored);
+      end = context.stored + context.storedSize;
+    }
     const starts = new Float64Array(contexts.length);
     let total = 0;
     for (const [index, { window }] of contexts.entries()) {
