@@ -34,7 +34,7 @@ import { buildVolume, type DiskSettings, openPlan, type VolumeLayout } from "./b
 import { SNAPSHOT_BLOCK } from "./fill.ts";
 import { readFormer } from "./former.ts";
 import { readHotList } from "./hot.ts";
-import { inspectRoot } from "./inspect.ts";
+import { inspectRoot, inspectVolume } from "./inspect.ts";
 import type { Provenance } from "./manifest.ts";
 
 const GOLDEN = join(PROJECT, "test/golden");
@@ -131,6 +131,20 @@ for (const layout of ["bottlerocket", "al2023"] as const) {
       assert.equal(`0o${statSync(join(root, path)).mode.toString(8)}`, mode, path);
     }
     const inspected = inspectRoot(root);
+    const { disk, ...stores } = inspectVolume(output);
+    assert.deepEqual({ ...stores, disk: null }, inspected, "read without a mount");
+    assert.deepEqual(
+      { ...disk, freeBytes: 0 },
+      {
+        size: GiB,
+        partition: layout === "bottlerocket" ? "BOTTLEROCKET-DATA" : null,
+        uuid: manifest.fs!.uuid,
+        bytes: manifest.fs!.blocks * 4096,
+        freeBytes: 0,
+        root: `/${ROOT[layout]}`,
+      },
+    );
+    assert.equal(disk!.freeBytes, manifest.fs!.free * 4096);
     for (const blob of inspected.namespaces[0]!.blobs) {
       const path = join(root, "io.containerd.content.v1.content/blobs/sha256", blob.digest.slice(7));
       assert.equal(createHash("sha256").update(readFileSync(path)).digest("hex"), blob.digest.slice(7));
@@ -250,7 +264,7 @@ test("an unchanged rebuild changes no block; a changed, grown or removed layer i
   const same = await build([source], { previous: first.output });
   assert.deepEqual(same.followed, { kept: true, moved: 0 });
   assert.deepEqual(changed(first.output, same.output), []);
-  assert.deepEqual(readFileSync(`${first.output}.json`), readFileSync(`${same.output}.json`));
+  assert.deepEqual(same.manifest, first.manifest);
 
   // front, rest of the skeleton, stores, records, inode tables
   const METADATA_BLOCKS = 12;

@@ -1,6 +1,6 @@
 /**
- * What a containerd root holds, read from its databases alone: no containerd, no mount, no root of ours. Takes roots that we built and roots that a containerd has used.
- * Throws HS_NOT_FOUND, HS_LIMIT, HS_MALFORMED, HS_TRUNCATED.
+ * What a volume holds, read from containerd's databases alone: no containerd, no mount, no root of ours. Takes directories and disks that we built and those that a
+ * containerd has used. Throws HS_NOT_FOUND, HS_LIMIT, HS_MALFORMED, HS_TRUNCATED, HS_EXT4_INVALID, HS_GPT_INVALID, HS_FORMAT_UNSUPPORTED.
  */
 
 import { readFileSync, statSync } from "node:fs";
@@ -10,7 +10,13 @@ import { MiB } from "../base/limits.ts";
 import { type Bucket, isBucket } from "./bolt/ondisk.ts";
 import { readBolt } from "./bolt/read.ts";
 import { readUvarint } from "./containerd-db.ts";
+import { uuidText } from "./disk-layout.ts";
+import { BLOCK } from "./ext4/ondisk.ts";
+import { type Ext4Reader, openExt4 } from "./ext4/read.ts";
+import { readGpt } from "./gpt.ts";
 import { ContainerdPaths } from "./layout/containerd.ts";
+import { DISK_TARGETS } from "./layout/disk.ts";
+import { fileSystemOf, type OpenDisk, openVolume } from "./verify/open-volume.ts";
 
 export interface InspectedRoot {
   readonly kind: "containerd";
@@ -18,6 +24,21 @@ export interface InspectedRoot {
   readonly namespaces: readonly InspectedNamespace[];
   /** The overlayfs snapshotter's own records. */
   readonly overlayfs: readonly InspectedSnapshot[];
+  /** Null: a directory. */
+  readonly disk: InspectedDisk | null;
+}
+
+export interface InspectedDisk {
+  /** Bytes. */
+  readonly size: number;
+  /** Name of its one partition; null: the file system is the whole disk. */
+  readonly partition: string | null;
+  readonly uuid: string;
+  /** Bytes of the file system, and those that are free. */
+  readonly bytes: number;
+  readonly freeBytes: number;
+  /** Where containerd's root is on it. */
+  readonly root: string;
 }
 
 export interface InspectedNamespace {
@@ -55,9 +76,51 @@ type Labels = Readonly<Record<string, string>>;
 /** Databases of busy nodes with thousands of images have some 50 MB. */
 const DATABASE_BYTES_MAX = 512 * MiB;
 
+/** A directory or a disk. */
+export function inspectVolume(path: string): InspectedRoot {
+  using volume = openVolume(path);
+  return volume.kind === "directory" ? inspectRoot(path) : inspectDisk(volume);
+}
+
 export function inspectRoot(root: string): InspectedRoot {
   const meta = readDatabase(join(root, ContainerdPaths.metaDatabase));
-  const overlay = readDatabase(join(root, ContainerdPaths.snapshotDatabase));
+  return inspectDatabases(meta, readDatabase(join(root, ContainerdPaths.snapshotDatabase)), null);
+}
+
+function inspectDisk(disk: OpenDisk): InspectedRoot {
+  const partition = disk.partitioned ? (readGpt(disk.disk).partitions[0]?.name ?? "") : null;
+  const reader = openExt4(fileSystemOf(disk).source);
+  const { uuid, blocks, freeBlocks } = reader.superblock;
+  for (const { containerd } of Object.values(DISK_TARGETS)) {
+    const [meta, snapshots] = [ContainerdPaths.metaDatabase, ContainerdPaths.snapshotDatabase].map((name) =>
+      databaseOn(reader, `${containerd}${name}`, disk.path),
+    );
+    if (meta === undefined || snapshots === undefined || meta === null || snapshots === null) continue;
+    return inspectDatabases(meta, snapshots, {
+      size: disk.disk.size,
+      partition,
+      uuid: uuidText(uuid),
+      bytes: blocks * BLOCK,
+      freeBytes: freeBlocks * BLOCK,
+      root: `/${containerd.replace(/\/$/, "")}`,
+    });
+  }
+  throw new HeadstartError("HS_NOT_FOUND", { what: `${disk.path}: no root of containerd is on it` });
+}
+
+/** Null: there is no such file. */
+function databaseOn(reader: Ext4Reader, path: string, disk: string): Bucket | null {
+  let inode = reader.root;
+  for (const name of path.split("/")) {
+    const found = reader.readdir(inode).entries.find((entry) => Buffer.from(entry.name).equals(Buffer.from(name)));
+    if (found === undefined) return null;
+    inode = reader.inode(found.inode);
+  }
+  checkDatabaseSize(`${disk}: ${path}`, inode.size);
+  return readBolt(reader.read(inode, 0, inode.size), `${disk}: ${path}`).root;
+}
+
+function inspectDatabases(meta: Bucket, overlay: Bucket, disk: InspectedDisk | null): InspectedRoot {
   const v1 = sub(meta, "v1");
   const version = leaf(v1, "version");
   return {
@@ -67,18 +130,20 @@ export function inspectRoot(root: string): InspectedRoot {
     overlayfs: buckets(sub(sub(overlay, "v1"), "snapshots"))
       .map(([name, snapshot]) => inspectSnapshot(name, snapshot))
       .sort((a, b) => (a.id ?? 0) - (b.id ?? 0)),
+    disk,
   };
 }
 
 export function readDatabase(path: string): Bucket {
   const known = statSync(path, { throwIfNoEntry: false });
   if (known === undefined) throw new HeadstartError("HS_NOT_FOUND", { what: `${path}: no root of containerd` });
-  if (known.size > DATABASE_BYTES_MAX) {
-    throw new HeadstartError("HS_LIMIT", {
-      what: `${path}: ${known.size} bytes, at most ${DATABASE_BYTES_MAX} are read`,
-    });
-  }
+  checkDatabaseSize(path, known.size);
   return readBolt(readFileSync(path), path).root;
+}
+
+function checkDatabaseSize(what: string, size: number): void {
+  if (size <= DATABASE_BYTES_MAX) return;
+  throw new HeadstartError("HS_LIMIT", { what: `${what}: ${size} bytes, at most ${DATABASE_BYTES_MAX} are read` });
 }
 
 function inspectNamespace(name: string, namespace: Bucket): InspectedNamespace {
