@@ -206,7 +206,7 @@ async function buildDisk(
     sources: opened.sources,
     usage,
     files,
-    disk: { ...options, written, planDigest },
+    disk: { ...options, written, planDigest, former },
   });
   writeManifest(`${part}.json`, record);
   signal.throwIfAborted();

@@ -8,7 +8,7 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import type { ChainID, DiffID, Digest } from "../base/digest.ts";
 import { describeError, HeadstartError } from "../base/errors.ts";
-import { MiB } from "../base/limits.ts";
+import { GiB, MiB } from "../base/limits.ts";
 import type { RegionPlace } from "./ext4/place.ts";
 import { MANIFEST_SCHEMA, type ManifestPlace } from "./manifest.ts";
 import type { NumberedLayer, Numbering } from "./plan.ts";
@@ -31,6 +31,12 @@ export interface FormerVolume {
   readonly size: number;
   readonly time: number;
   readonly sequence: number;
+  /** Digest of what was asked for. */
+  readonly plan: string;
+  /** Over the digests of its blocks, hexadecimal. */
+  readonly digest: string;
+  /** The same of the volume that it followed itself. */
+  readonly previous: string | null;
   /** Hexadecimal, 16 bytes. */
   readonly uuid: string;
   readonly hashSeed: string;
@@ -44,6 +50,8 @@ export interface FormerVolume {
 
 /** Digests of 40 000 blocks are 3 MB; 8 TiB would be 1.2 GB, which nobody builds. */
 const MANIFEST_BYTES_MAX = 256 * MiB;
+/** A volume a minute for a thousand years, each with four new layers. */
+const SEQUENCE_MAX = 2 ** 31;
 
 /** `path`: a disk that was built, or the manifest beside it. Throws HS_NOT_FOUND, HS_LIMIT, HS_MALFORMED. */
 export function readFormer(path: string): FormerVolume {
@@ -100,6 +108,9 @@ function parse(manifest: Fields, path: string): FormerVolume {
     size: manifest.count("size"),
     time: manifest.sub("options").count("time"),
     sequence: manifest.count("snapshotSequence"),
+    plan: manifest.text("plan"),
+    previous: manifest.has("previous") ? manifest.text("previous") : null,
+    digest: Buffer.from(manifest.sub("blocks").text("linear"), "base64").toString("hex"),
     uuid: fs.hex16("uuid"),
     hashSeed: fs.hex16("hashSeed"),
     diskGuid: manifest.has("diskGuid") ? manifest.text("diskGuid") : null,
@@ -108,6 +119,8 @@ function parse(manifest: Fields, path: string): FormerVolume {
     blobs,
     regions,
   };
+  if (former.size === 0 || former.size % GiB !== 0) throw new Error(`a disk of ${former.size} bytes`);
+  if (former.sequence > SEQUENCE_MAX) throw new Error(`a sequence of ${former.sequence}`);
   checkApart([...former.layers.map(({ place }) => place), ...blobs.values(), ...Object.values(regions)]);
   if (former.layers.some(({ id }) => id > former.sequence))
     throw new Error("a snapshot's number is beyond the sequence");

@@ -12,6 +12,7 @@ import type { DiskBlocks, WrittenDisk } from "./disk.ts";
 import { uuidText } from "./disk-layout.ts";
 import type { RegionPlace } from "./ext4/place.ts";
 import { SNAPSHOT_BLOCK } from "./fill.ts";
+import type { FormerVolume } from "./former.ts";
 import { type HotList, hotRange } from "./hot.ts";
 import type { VolumePlan } from "./plan.ts";
 import type { SnapshotUsage } from "./usage.ts";
@@ -32,6 +33,8 @@ export interface BuildRecord {
 export interface DiskRecord extends DiskOptions {
   readonly written: WrittenDisk;
   readonly planDigest: Digest;
+  /** What it followed; null: nothing. */
+  readonly former: FormerVolume | null;
 }
 
 export interface DiskOptions {
@@ -64,6 +67,8 @@ export interface VolumeManifest extends Partial<DiskManifest> {
 export interface DiskManifest {
   /** Digest of what was asked for: equal ones make equal disks. */
   readonly plan: Digest;
+  /** Digest of the disk that this one follows (as the statement's subject has it), hexadecimal. */
+  readonly previous?: string;
   /** Bytes of the disk: whole GiB. */
   readonly size: number;
   readonly diskGuid?: string;
@@ -191,12 +196,21 @@ export function volumeManifest(
   };
 }
 
-function diskManifest({ written, planDigest, partitioned, hot }: DiskRecord): DiskManifest {
+/** The volume that the places of this one come from: of an unchanged rebuild, which is the same disk, the one that the first had. */
+function previousOf({ former, planDigest }: DiskRecord): string | null {
+  if (former === null) return null;
+  return former.plan === planDigest ? former.previous : former.digest;
+}
+
+function diskManifest(record: DiskRecord): DiskManifest {
+  const { written, planDigest, partitioned, hot } = record;
+  const previous = previousOf(record);
   const { layout, blocks } = written;
   const { geometry, used } = layout.ext4;
   const { rest, stores, records, hot: hotPlace } = layout.placeOf;
   return {
     plan: planDigest,
+    ...(previous === null ? {} : { previous }),
     size: layout.diskSize,
     ...(partitioned ? { diskGuid: layout.identity.diskGuid } : {}),
     fs: {
@@ -241,6 +255,7 @@ function manifestPlace({ startBlock, blockCount, firstInode, inodeCount }: Regio
 
 export function provenance(plan: VolumePlan, record: BuildRecord) {
   const { disk } = record;
+  const previous = disk === undefined ? null : previousOf(disk);
   const subject: { name: string; digest: Record<string, string> }[] = Object.entries(record.files).map(
     ([name, bytes]) => ({ name, digest: digestSet(sha256(bytes)) }),
   );
@@ -262,20 +277,27 @@ export function provenance(plan: VolumePlan, record: BuildRecord) {
           sources: [...record.sources].sort(),
           layout: record.layout,
           platform: formatPlatform(plan.platform),
+          names: Object.fromEntries(plan.images.map((image) => [image.source, image.names])),
           blobs: plan.blobsKept ? "keep" : "drop",
           pin: plan.pinned,
+          // SOURCE_DATE_EPOCH gives the same one again
+          time: plan.time,
           ...(disk === undefined ? {} : { selinux: disk.selinux, size: disk.sizeGib, hot: disk.hot?.digest ?? null }),
         },
         resolvedDependencies: [
           ...plan.images.map((image) => ({
+            name: "image",
             uri: image.source,
             digest: digestSet(image.target.digest),
             mediaType: image.target.mediaType,
           })),
-          ...plan.blobs.map(({ descriptor }) => ({
+          ...plan.blobs.map(({ kind, descriptor }) => ({
+            name: kind,
             digest: digestSet(descriptor.digest),
             mediaType: descriptor.mediaType,
           })),
+          // places on the disk, and so its bytes, follow from it
+          ...(previous === null ? [] : [{ name: "previous volume", digest: { sha256Blocks512KiB: previous } }]),
         ],
       },
       runDetails: { builder: { id: "https://headstart.dev/volume", version: { headstart: VERSION } } },

@@ -89,10 +89,18 @@ export interface VolumeDocument {
 
 /** Of the statement around the manifest; null where a file is the manifest alone. */
 export interface StatementParts {
+  readonly parameters: StatementParameters;
   readonly subjects: readonly { readonly name: string; readonly digest: Readonly<Record<string, string>> }[];
-  readonly sources: readonly string[];
   /** "sha256:…" of everything that went in. */
   readonly materials: ReadonlySet<string>;
+}
+
+/** What was asked for; what the manifest says of the result has to agree. */
+export interface StatementParameters {
+  readonly layout: string;
+  readonly platform: string;
+  readonly blobs: string;
+  readonly pin: boolean;
 }
 
 /** A block's digest takes 80 bytes: enough for 1 TiB. */
@@ -148,12 +156,17 @@ function parseStatement(document: JsonObject, predicate: JsonObject, path: strin
     return digestSet(asObject(value, what), what);
   });
   return {
+    parameters: {
+      layout: requiredString(parameters, "layout", path),
+      platform: requiredString(parameters, "platform", path),
+      blobs: requiredString(parameters, "blobs", path),
+      pin: flag(parameters, "pin", path),
+    },
     subjects: optionalArray(document, "subject", path, LIST_MAX).map((value, index) => {
       const what = `${path}.subject[${index}]`;
       const subject = asObject(value, what);
       return { name: requiredString(subject, "name", what), digest: stringMap(subject, "digest", what) ?? {} };
     }),
-    sources: stringArray(parameters, "sources", path, LIST_MAX),
     materials: new Set(materials),
   };
 }

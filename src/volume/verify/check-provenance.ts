@@ -115,6 +115,19 @@ export function checkMaterials(document: VolumeDocument, blobs: Iterable<Digest>
   }
 }
 
+/** What was asked for, and what came out. */
+export function checkParameters(
+  { statement, path, target, platform, options }: VolumeDocument,
+  findings: Findings,
+): void {
+  if (statement === null) return;
+  const made = { layout: target, platform, blobs: options.blobs ? "keep" : "drop", pin: options.pinned };
+  for (const [name, value] of Object.entries(made)) {
+    const asked = statement.parameters[name as keyof typeof made];
+    if (asked !== value) findings.differs("provenance", path, `the parameter ${name}`, asked, value);
+  }
+}
+
 /** Digest of a disk: sha256 over the sha256 of those of its blocks that are not zeros. */
 const BLOCKS_DIGEST = "sha256Blocks512KiB";
 

@@ -348,6 +348,12 @@ const HARMS: Readonly<
       writeFileSync(`${root}.json`, text.replace(subject[0]!.digest.sha256, "0".repeat(64)));
     },
   },
+  "parameters of another build": {
+    rule: "provenance",
+    words: /the parameter blobs is drop, should be keep/,
+    harm: (root) =>
+      writeFileSync(`${root}.json`, readFileSync(`${root}.json`, "utf8").replace('"blobs": "keep"', '"blobs": "drop"')),
+  },
   "an input that is not named": {
     rule: "provenance",
     words: /is not among the inputs/,

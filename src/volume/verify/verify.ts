@@ -12,7 +12,7 @@ import type { Bucket } from "../bolt/ondisk.ts";
 import { readBolt } from "../bolt/read.ts";
 import { provenanceBeside, readVolumeDocument, type VolumeDocument } from "../provenance.ts";
 import { StoredBlobs } from "./blobs.ts";
-import { checkBlocks, checkDescribed, checkMaterials, checkSubjects } from "./check-provenance.ts";
+import { checkBlocks, checkDescribed, checkMaterials, checkParameters, checkSubjects } from "./check-provenance.ts";
 import { checkFileSystem, fileSystemError } from "./file-system.ts";
 import { type Difference, Findings, type Unproven } from "./findings.ts";
 import { checkImages } from "./graph.ts";
@@ -243,6 +243,7 @@ class VolumeVerification {
     });
     await blobs.checkRest();
     if (document !== null) {
+      checkParameters(document, findings);
       checkMaterials(document, blobs.digests, findings);
       const disk = this.#volume.kind === "disk" ? this.#volume : null;
       await checkSubjects(document, { stored, root, disk }, findings);
