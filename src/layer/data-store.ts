@@ -153,8 +153,9 @@ export class DataStore {
         throw new HeadstartError("HS_MALFORMED", { what: `${directory}/uses: more than ${devices.length} devices` });
       deviceOf[space] = layer;
       const set = new PieceSet(each);
-      if (layer.dataFill === null) set.allThere();
-      else layer.dataFill.watch(set);
+      if (layer.dataFill !== null) layer.dataFill.watch(set);
+      else if (layer.isComplete) set.allThere();
+      else throw new HeadstartError("HS_LAYER_STATE", { what: `${layer.what} is ${layer.state.t}` });
       uses.push({ layer, set });
     });
     if (uses.length !== devices.length)
@@ -253,8 +254,9 @@ export class DataStore {
     await layer.whenIdle();
     const known = await readKnownDigests(path, blob.table.units.pieceCount);
     if (!agrees(known, bound)) return false;
-    if (fill === null && unknownOf(known, bound).length === 0) return true;
-    layer.become({ t: "lazy" });
+    if (fill === null && layer.isComplete && unknownOf(known, bound).length === 0) return true;
+    // (lazy already, and without a filler: the last attempt to add something failed half-way)
+    if (layer.isComplete) layer.become({ t: "lazy" });
     await rows.sync();
     failpoint("layer:data-extend");
     await writeKnownDigests(path, withDigests(known, bound));

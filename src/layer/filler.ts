@@ -247,8 +247,8 @@ export class Filler {
       flight.fetching = false;
       try {
         const { bad } = await decoders.decode({ layer, unit, stored, pieces, priority: flight.priority });
-        const isGood = (piece: number) => bad?.pieces.includes(piece) !== true;
-        const good = pieces?.filter(isGood) ?? null;
+        const wrong = new Set(bad?.pieces);
+        const good = wrong.size === 0 ? pieces : (pieces?.filter((piece) => !wrong.has(piece)) ?? null);
         if (good?.length !== 0) this.#mark(flight, good, false);
         if (bad === null) return;
         if (attempt + 1 >= ATTEMPTS) state.refuse(bad.pieces);
