@@ -17,32 +17,55 @@ export async function copyPassing<T>(
   const direct = () => read(source.openBlob(blob).stream(0, { signal, callerVerifies: true }));
   if (copier.knows(blob.digest) || (await destination.hasBlob(blob, { signal }))) return await direct();
   const tap = new Tap();
+  const refused: Refused = { error: null };
   const [result, pushed] = await Promise.allSettled([
-    read(tap).finally(() => tap.close()),
-    copier.blob(blob, () => pushTapped(copier, blob, tap)),
+    read(tap)
+      .catch((error: unknown) => {
+        if (!tap.isBroken) refused.error = { is: error };
+        throw error;
+      })
+      .finally(() => tap.close()),
+    copier.blob(blob, () => pushTapped(copier, blob, tap, refused)),
   ]);
+  if (refused.error !== null) throw refused.error.is;
   if (pushed.status === "rejected") throw pushed.reason;
   if (result.status === "fulfilled") return result.value;
-  if (tap.isBroken) return await direct();
-  throw result.reason;
+  return await direct();
 }
 
-async function pushTapped({ source, destination, signal }: Copier, blob: Descriptor, tap: Tap): Promise<void> {
+/** What the reader could not go on for, though it got what there was: then the blob is not copied to its end either. */
+interface Refused {
+  error: { readonly is: unknown } | null;
+}
+
+async function pushTapped(
+  { source, destination, signal }: Copier,
+  blob: Descriptor,
+  tap: Tap,
+  refused: Refused,
+): Promise<void> {
   const chunks = () => source.openBlob(blob).stream(0, { signal });
   let passed = false;
   const first = () => {
     // a second attempt at the upload: the tap had what there was of the first
     if (passed) return chunks();
     passed = true;
-    return tapped(chunks(), tap);
+    return tapped(wanted(chunks(), refused), tap);
   };
   try {
     await destination.pushBlob(blob, first, { signal });
     // mounted from elsewhere, or somebody else was quicker: nothing passed by
-    if (!passed) for await (const chunk of chunks()) await tap.offer(chunk);
+    if (!passed) for await (const chunk of wanted(chunks(), refused)) await tap.offer(chunk);
     if (!passed) tap.end();
   } catch (error) {
     tap.fail(error);
     throw error;
+  }
+}
+
+async function* wanted(chunks: AsyncIterable<Uint8Array>, refused: Refused): AsyncGenerator<Uint8Array> {
+  for await (const chunk of chunks) {
+    if (refused.error !== null) throw refused.error.is;
+    yield chunk;
   }
 }

@@ -20,6 +20,7 @@ export class Copier {
   readonly signal: AbortSignal | undefined;
   readonly #onProgress: OnProgress | undefined;
   readonly #limit = new Limit(BLOBS_AT_ONCE);
+  readonly #streams = new Limit(BLOBS_AT_ONCE);
   readonly #blobs = new Map<Digest, Promise<void>>();
 
   constructor(
@@ -54,10 +55,10 @@ export class Copier {
     await this.blob(descriptor, () => this.destination.pushBlob(descriptor, bytes, { signal: this.signal }));
   }
 
-  /** A blob that is made on the way. As many of them at once as blobs. */
+  /** A blob that is made on the way, perhaps of one that is being copied: they do not wait for each other. */
   async stream(chunks: AsyncIterable<Uint8Array>, mediaType: string): Promise<StoredBlob> {
     const { signal } = this;
-    const stored = await this.#limit.run(() => this.destination.pushStream(chunks, { signal }), { signal });
+    const stored = await this.#streams.run(() => this.destination.pushStream(chunks, { signal }), { signal });
     this.pushed({ ...stored, mediaType });
     return stored;
   }

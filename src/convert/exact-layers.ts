@@ -23,6 +23,7 @@ import type { BlobHandle } from "../oci/store.ts";
 import type { Copier } from "./copy.ts";
 import { gzipped } from "./gzip.ts";
 import { type SourceLayer, sourceLayerOf } from "./nydus-manifest.ts";
+import type { Together } from "./together.ts";
 
 /** One request. */
 const RANGE_BYTES = 4 * MiB;
@@ -35,7 +36,11 @@ interface Stored {
 }
 
 /** Null where the blobs do not tell: they are of other tools. Throws HS_NYDUS_INVALID, HS_DIFFID_MISMATCH, and what reading and pushing throw. */
-export async function exactLayers(copier: Copier, image: LoadedImage): Promise<SourceLayer[] | null> {
+export async function exactLayers(
+  copier: Copier,
+  together: Together,
+  image: LoadedImage,
+): Promise<SourceLayer[] | null> {
   const blobs = image.layers.slice(0, -1);
   // blobs of a chunk dictionary stand behind those of the layers, and were made of no layer of this image
   const sources = blobs.map(sourceLayerOf);
@@ -44,7 +49,7 @@ export async function exactLayers(copier: Copier, image: LoadedImage): Promise<S
   const stored = await Promise.all(blobs.map((blob) => openStored(copier, blob)));
   if (stored.slice(0, count).some((blob) => blob === null || tarSplitOf(blob) === undefined)) return null;
   const byId = new Map(stored.flatMap((blob) => (blob === null ? [] : [[digestHex(blob.descriptor.digest), blob]])));
-  return await Promise.all(
+  return await together.all(
     sources.slice(0, count).map(async (source, position) => {
       const { diffID } = source!;
       const tar = tarOf(stored[position]!, byId, diffID, copier.signal);

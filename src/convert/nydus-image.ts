@@ -25,6 +25,7 @@ import { nydusConfig, nydusManifest } from "./nydus-manifest.ts";
 import { NydusThreads } from "./nydus-threads.ts";
 import type { OnProgress } from "./progress.ts";
 import { PushedBlob } from "./pushed-blob.ts";
+import type { Together } from "./together.ts";
 
 /** Each keeps a download, an upload and its chunks under way. */
 const LAYERS_AT_ONCE = 3;
@@ -34,7 +35,8 @@ export interface NydusImageOptions {
   readonly build: NydusOptions;
   readonly dictionary?: DictionarySource | undefined;
   readonly prefetch?: readonly string[] | undefined;
-  readonly signal?: AbortSignal | undefined;
+  /** Whose signal the copier has too. */
+  readonly together: Together;
   readonly onProgress?: OnProgress | undefined;
 }
 
@@ -79,9 +81,9 @@ export class NydusImageWriter implements AsyncDisposable {
     image: LoadedImage,
     how: { readonly beside: boolean; readonly isReferrer: boolean },
   ): Promise<WrittenNydusImage> {
-    const built = await Promise.all(
+    const built = await this.#options.together.all(
       image.layers.map((layer, position) =>
-        this.#layer(layer, image.diffIDs[position]!, position === 0 ? "lowest" : "upper"),
+        this.#layer(layer, image.diffIDs[position]!, position === 0 ? "lowest" : "upper", how.beside || how.isReferrer),
       ),
     );
     const paths = this.#options.prefetch ?? [];
@@ -131,29 +133,32 @@ export class NydusImageWriter implements AsyncDisposable {
     await this.#threads[Symbol.asyncDispose]();
   }
 
-  /** What a layer with marks means depends on whether it is the lowest. */
-  #layer(layer: Descriptor, diffID: Digest, role: LayerRole): Promise<NydusLayer> {
+  /** What a layer with marks means depends on whether it is the lowest. `kept`: the destination gets the layer itself too. */
+  #layer(layer: Descriptor, diffID: Digest, role: LayerRole, kept: boolean): Promise<NydusLayer> {
     const key = `${layer.digest} ${role}`;
     const known = this.#built.get(key);
     if (known !== undefined) return known;
-    const { signal } = this.#options;
-    const work = this.#limit.run(() => this.#build(layer, diffID, role), { signal });
+    const { signal } = this.#options.together;
+    const work = this.#limit.run(() => this.#build(layer, diffID, role, kept), { signal });
     this.#built.set(key, work);
     return work;
   }
 
-  async #build(layer: Descriptor, diffID: Digest, role: LayerRole): Promise<NydusLayer> {
-    const { signal, onProgress, mode } = this.#options;
-    const made =
-      mode === "native"
-        ? await this.#push(layer, diffID, (input) => {
-            // the builder checks the digest
-            const bytes = this.#copier.source.openBlob(layer).stream(0, { signal, callerVerifies: true });
-            return this.#threads.native({ ...input, bytes, role, dictionary: this.#dictionary });
-          })
-        : await copyPassing(this.#copier, layer, (bytes) =>
-            this.#push(layer, diffID, (input) => this.#threads.ref({ ...input, bytes, role })),
-          );
+  async #build(layer: Descriptor, diffID: Digest, role: LayerRole, kept: boolean): Promise<NydusLayer> {
+    const { onProgress, mode, together } = this.#options;
+    const { source, destination } = this.#copier;
+    const build = (bytes: AsyncIterable<Uint8Array>) =>
+      this.#push(layer, diffID, (input) =>
+        mode === "native"
+          ? this.#threads.native({ ...input, bytes, role, dictionary: this.#dictionary })
+          : this.#threads.ref({ ...input, bytes, role }),
+      );
+    // a native blob is pushed while its layer is: where that cannot be, the layer is read again when it is copied; that of a ref begins when the layer has ended
+    const passing = mode === "ref" || (kept && destination.oneAtATime !== true);
+    const made = passing
+      ? await copyPassing(this.#copier, layer, build)
+      : // the builder checks the digest
+        await build(source.openBlob(layer).stream(0, { signal: together.signal, callerVerifies: true }));
     onProgress?.({ t: "nydus-layer", layer: layer.digest, blob: made.blob.digest, size: made.blob.size });
     return made;
   }
@@ -164,14 +169,14 @@ export class NydusImageWriter implements AsyncDisposable {
     diffID: Digest,
     make: (input: BuilderInput) => Promise<NydusLayer>,
   ): Promise<NydusLayer> {
-    const { signal, onProgress, build } = this.#options;
+    const { onProgress, build, together } = this.#options;
     const pushed = new PushedBlob(this.#copier, NYDUS_MEDIA_TYPES.blob);
     try {
       const made = await make({
         layer: { digest: layer.digest, size: layer.size, mediaType: layer.mediaType, diffID },
         options: build,
         sink: pushed.sink,
-        signal,
+        signal: together.signal,
         onProgress: (bytes) => onProgress?.({ t: "reading", layer: layer.digest, bytes, size: layer.size }),
       });
       await pushed.finish();
@@ -184,7 +189,8 @@ export class NydusImageWriter implements AsyncDisposable {
 
   /** Blobs of the dictionary that any layer refers to: its files' last names may be gone, its tar still needs the bytes. */
   async #copyDictionary(built: readonly NydusLayer[], metas: Map<string, Uint8Array>): Promise<Descriptor[]> {
-    const { dictionary: source, signal } = this.#options;
+    const { dictionary: source, together } = this.#options;
+    const { signal } = together;
     if (source === undefined) return [];
     const own = new Set(built.map(({ blob }) => digestHex(blob.digest)));
     const used = new Set(built.flatMap(({ layer }) => layer.dictionary.map(({ facts }) => facts.id)));

@@ -78,15 +78,22 @@ export class NydusThreads implements AsyncDisposable {
       stored.cancel();
       blob.cancel();
     };
+    // the thread ends its work itself: it has native memory to give back
+    const { signal } = source;
+    const onAbort = () => fail(signal!.reason);
+    signal?.throwIfAborted();
+    signal?.addEventListener("abort", onAbort, { once: true });
     const feeding = feed(stored, source).catch(fail);
     const draining = drain(blob, sink).catch(fail);
     try {
       const request = { ...job, stored: stored.buffer, blob: blob.buffer };
-      const made = (await this.#pool.run(request, { signal: source.signal })) as NydusLayer;
+      const made = (await this.#pool.run(request)) as NydusLayer;
       await draining;
       if (failure === null) return made;
     } catch (error) {
       fail(error);
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
     }
     await Promise.all([feeding, draining]);
     throw failure!.error;

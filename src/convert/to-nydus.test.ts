@@ -13,6 +13,7 @@ import { NYDUS_ANNOTATIONS, NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts
 import { NYDUS_DEFAULTS, type NydusOptions } from "../formats/nydus/write/options.ts";
 import { checkNydusForm } from "../image/check-nydus.ts";
 import { openNydusImage } from "../image/look-nydus.ts";
+import type { Descriptor } from "../oci/descriptor.ts";
 import { parseIndex } from "../oci/manifest.ts";
 import { isIndexType, MEDIA_TYPES } from "../oci/media-types.ts";
 import { dictionaryOfBootstrap, dictionaryOfImage } from "./nydus-dictionary.ts";
@@ -180,6 +181,32 @@ test("a referrer has the OCI image beside it", async () => {
   for (const layer of original.layers) await reader.openBlob(layer).readAll();
   assert.ok((await reader.referrers(images[0]!.before)).some(({ digest }) => digest === images[0]!.manifest));
 });
+
+for (const options of [{ mode: "ref" }, { withReferrer: true }, { mergeIndex: true }] as const) {
+  test(`layers that the destination gets too are read once (${JSON.stringify(options)})`, async () => {
+    for (const kind of ["oci", "oci-archive"] as const) {
+      const place = places.place(kind);
+      await using reader = await open(fixture("gogz"));
+      const reads = new Map<string, number>();
+      const counting = {
+        ...withStreams(reader, () => null),
+        openBlob(descriptor: Descriptor) {
+          const blob = reader.openBlob(descriptor);
+          const stream: typeof blob.stream = (offset, how) => {
+            reads.set(descriptor.digest, (reads.get(descriptor.digest) ?? 0) + 1);
+            return blob.stream(offset, how);
+          };
+          return { ...blob, descriptor, what: blob.what, sourceCount: 1, stream, readAll: blob.readAll.bind(blob) };
+        },
+      };
+      await toNydus(fixture("gogz"), place, { ...options, source: counting });
+      const { layers } = await load(reader);
+      // one push at a time cannot take a layer and what is made of it
+      const most = kind === "oci-archive" && !("mode" in options) ? 2 : 1;
+      for (const { digest } of layers) assert.equal(reads.get(digest), most, kind);
+    }
+  });
+}
 
 test("a prefetch list is the order of the table; paths that nothing has are told", async () => {
   const place = places.place();

@@ -28,6 +28,7 @@ import { Copier } from "./copy.ts";
 import type { DictionarySource } from "./nydus-dictionary.ts";
 import { NydusImageWriter, type NydusLayerOutcome } from "./nydus-image.ts";
 import type { OnProgress } from "./progress.ts";
+import { Together } from "./together.ts";
 
 export interface ConvertToNydusOptions {
   readonly source: ImageReader;
@@ -72,7 +73,9 @@ export interface ConvertedToNydus {
  * name), and what sources and destinations throw. Nothing is named in the destination before all of it is there.
  */
 export async function convertToNydus(options: ConvertToNydusOptions): Promise<ConvertedToNydus> {
-  const { source, destination, signal, onProgress } = options;
+  const { source, destination, onProgress } = options;
+  const together = new Together(options.signal);
+  const { signal } = together;
   const { root, index, images } = await chooseImages(source, options.platforms, signal);
   const wanted = images.filter(({ image }) => !isNydusManifest(image.manifest));
   if (wanted.length === 0)
@@ -80,7 +83,7 @@ export async function convertToNydus(options: ConvertToNydusOptions): Promise<Co
   if (options.mode === "ref") for (const { image } of wanted) image.layers.forEach(checkRefLayer);
   const mergeIndex = options.mergeIndex === true;
   const copier = new Copier(source, destination, { signal, onProgress });
-  await using writer = new NydusImageWriter(copier, options);
+  await using writer = new NydusImageWriter(copier, { ...options, together });
   // the data of a ref are its original layers: something must keep them
   const isReferrer = options.withReferrer === true || (options.mode === "ref" && !mergeIndex);
   const asIndex = mergeIndex || wanted.length > 1;
@@ -90,8 +93,9 @@ export async function convertToNydus(options: ConvertToNydusOptions): Promise<Co
     const { image, platform } = chosen;
     const before = image.manifestDescriptor;
     onProgress?.({ t: "image", platform, manifest: before.digest, layers: image.layers.length });
-    if (isReferrer && !mergeIndex) await copier.tree(before);
     const written = await writer.write(image, { beside: mergeIndex, isReferrer });
+    // its layers went there while they were read
+    if (isReferrer && !mergeIndex) await copier.tree(before);
     const manifest = await copier.manifest(written.bytes, MEDIA_TYPES.ociManifest, asIndex ? undefined : options.tag);
     made.push({ chosen, manifest });
     const { bootstrap, layers, dictionary, prefetchNotFound } = written;

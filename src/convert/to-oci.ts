@@ -31,6 +31,7 @@ import { writeEqualLayer } from "./equal-layer.ts";
 import { exactLayers } from "./exact-layers.ts";
 import { ociConfig, type SourceLayer, sourceLayerOf, withoutNydusAnnotations } from "./nydus-manifest.ts";
 import type { OnProgress } from "./progress.ts";
+import { Together } from "./together.ts";
 
 export interface ConvertToOciOptions {
   readonly source: ImageReader & BlobSizes;
@@ -63,7 +64,9 @@ export interface ConvertedToOci {
 
 /** Throws HS_PLATFORM, HS_NYDUS_INVALID, HS_BLOB_NOT_FOUND (an original layer that is not there), and what sources and destinations throw. Nothing is named before all of it is there. */
 export async function convertToOci(options: ConvertToOciOptions): Promise<ConvertedToOci> {
-  const { source, destination, signal, onProgress } = options;
+  const { source, destination, onProgress } = options;
+  const together = new Together(options.signal);
+  const { signal } = together;
   const { single, images } = await chooseForms(source, options.platforms, signal);
   const copier = new Copier(source, destination, { signal, onProgress });
   const asIndex = !single && images.length > 1;
@@ -73,7 +76,7 @@ export async function convertToOci(options: ConvertToOciOptions): Promise<Conver
   for (const { image, platform } of images) {
     const before = image.manifestDescriptor;
     onProgress?.({ t: "image", platform, manifest: before.digest, layers: image.layers.length });
-    const made = await plainImage(options, copier, image);
+    const made = await plainImage({ source, copier, together }, image);
     root = await copier.manifest(made.bytes, made.mediaType, asIndex ? undefined : options.tag);
     entries.push({ ...root, platform });
     results.push({
@@ -97,6 +100,12 @@ export async function convertToOci(options: ConvertToOciOptions): Promise<Conver
   return { root: root!, images: results };
 }
 
+interface Work {
+  readonly source: ImageReader & BlobSizes;
+  readonly copier: Copier;
+  readonly together: Together;
+}
+
 interface MadeImage {
   readonly how: HowConverted;
   readonly bytes: Uint8Array;
@@ -106,12 +115,13 @@ interface MadeImage {
 }
 
 /** The image's manifest; all that it names is in the destination. */
-async function plainImage(options: ConvertToOciOptions, copier: Copier, image: LoadedImage): Promise<MadeImage> {
-  const { signal } = options;
+async function plainImage(work: Work, image: LoadedImage): Promise<MadeImage> {
+  const { source, copier, together } = work;
+  const { signal } = together;
   if (!isNydusManifest(image.manifest)) {
     const whole = image.layers.map((descriptor, position) => ({ descriptor, diffID: image.diffIDs[position]! }));
     const layers = whole.filter(({ descriptor }) => annotation(descriptor, NYDUS_ANNOTATIONS.emptyLayer) !== "true");
-    await Promise.all(layers.map(({ descriptor }) => copier.blob(descriptor)));
+    await together.all(layers.map(({ descriptor }) => copier.blob(descriptor)));
     if (layers.length < whole.length) return await written(copier, image, { how: "original", layers, leftOut: [] });
     await copier.blob(image.configDescriptor);
     const { manifestBytes: bytes, manifestDescriptor } = image;
@@ -120,14 +130,14 @@ async function plainImage(options: ConvertToOciOptions, copier: Copier, image: L
   const blobs = image.layers.slice(0, -1);
   const refs = blobs.map((blob) => annotation(blob, NYDUS_ANNOTATIONS.ref));
   if (blobs.length > 0 && refs.every((ref) => ref !== undefined)) {
-    const named = await originalImage(options.source, image.manifest, refs, signal);
-    if (named !== null) return await plainImage(options, copier, named);
-    const layers = await originalLayers(options, copier, image);
+    const named = await originalImage(source, image.manifest, refs, signal);
+    if (named !== null) return await plainImage(work, named);
+    const layers = await originalLayers(work, image);
     return await written(copier, image, { how: "original", layers, leftOut: [] });
   }
-  const exact = await exactLayers(copier, image);
+  const exact = await exactLayers(copier, together, image);
   if (exact !== null) return await written(copier, image, { how: "exact", layers: exact, leftOut: [] });
-  const parts = await openNydusImage(options.source, image, signal);
+  const parts = await openNydusImage(source, image, signal);
   const { layer, leftOut } = await writeEqualLayer(copier, parts, signal);
   return await written(copier, image, { how: "equal", layers: [layer], leftOut });
 }
@@ -152,15 +162,11 @@ async function originalImage(
 }
 
 /** The layers that a ref reads from, copied as they are, each with the diffID that it turns out to have. */
-async function originalLayers(
-  options: ConvertToOciOptions,
-  copier: Copier,
-  image: LoadedImage,
-): Promise<SourceLayer[]> {
-  const { source, signal } = options;
+async function originalLayers({ source, copier, together }: Work, image: LoadedImage): Promise<SourceLayer[]> {
+  const { signal } = together;
   const { bootstrap } = await openNydusImage(source, image, signal);
   const sizes = new Map(bootstrap.blobs.map((blob) => [`sha256:${blob.id}`, blob.compressedSize]));
-  return await Promise.all(
+  return await together.all(
     image.layers.slice(0, -1).map(async (blob) => {
       const digest = annotation(blob, NYDUS_ANNOTATIONS.ref) as Digest;
       const known = sourceLayerOf(blob);

@@ -21,6 +21,7 @@ const OCTAL_MAX = 8 ** 11 - 1;
 
 export class ArchiveWriter implements ImageWriter, AsyncDisposable {
   readonly what: string;
+  readonly oneAtATime = true;
   readonly tag: string | undefined;
   readonly #path: string;
   readonly #temporary: string;

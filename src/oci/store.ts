@@ -85,6 +85,8 @@ export interface StoredBlob {
 
 export interface ImageWriter {
   readonly what: string;
+  /** A push waits until the one before has ended: then one must not need another to go on. */
+  readonly oneAtATime?: boolean;
   hasBlob(descriptor: Descriptor, options?: WriteOptions): Promise<boolean>;
   /** Stores the blob unless it is there. The bytes are checked against the descriptor; wrong ones leave nothing behind. */
   pushBlob(descriptor: Descriptor, source: BlobSource, options?: WriteOptions): Promise<void>;
