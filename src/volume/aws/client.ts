@@ -37,6 +37,8 @@ export interface AwsCall {
   readonly bodySha256?: string;
   /** The most that the answer may have. */
   readonly limit?: number;
+  /** `limit` bytes to put it into. */
+  readonly into?: Uint8Array;
   readonly attempts?: number;
   readonly pacer?: Pacer;
   /** True for a refusal that another attempt may mend. */
@@ -107,7 +109,7 @@ export class AwsClient {
     bodySha256: string,
   ): Promise<{ answer: HttpAnswer } | { error: unknown; act: ReturnType<typeof remedy> }> {
     const { http, identity, clock } = this.#parts;
-    const { method, body, pacer, signal } = call;
+    const { method, body, into, pacer, signal } = call;
     const what = `${call.operation} at ${url.host}`;
     const credentials = await identity?.get(signal);
     await pacer?.begin(signal);
@@ -124,7 +126,7 @@ export class AwsClient {
             );
       this.requests++;
       const limit = call.limit ?? ANSWER_BYTES;
-      const answer = await http.exchange({ method, url, headers, body, limit, deadlineMs: DEADLINE_MS, signal });
+      const answer = await http.exchange({ method, url, headers, body, limit, into, deadlineMs: DEADLINE_MS, signal });
       if (answer.status >= 200 && answer.status < 300) {
         outcome = "done";
         return { answer };

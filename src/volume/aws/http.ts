@@ -15,6 +15,8 @@ export interface HttpRequest {
   readonly body?: Uint8Array | undefined;
   /** The most that the answer's body may have. */
   readonly limit: number;
+  /** `limit` bytes that the body is put into; `body` of the answer is a part of it then. */
+  readonly into?: Uint8Array | undefined;
   /** Over the whole exchange. */
   readonly deadlineMs: number;
   readonly signal?: AbortSignal | undefined;
@@ -58,7 +60,7 @@ export class Http implements AsyncDisposable {
     signal?.addEventListener("abort", onAbort, { once: true });
     try {
       const response = await this.#transport.send({ method, url, kind: KIND, headers, body, signal: own.signal });
-      const bytes = await readBody(response, request.limit, what);
+      const bytes = await readBody(response, request, what);
       return { status: response.status, header: (name) => response.header(name), body: bytes };
     } catch (error) {
       if (isHeadstartError(error, "HS_REGISTRY_UNAVAILABLE")) {
@@ -77,14 +79,18 @@ export class Http implements AsyncDisposable {
   }
 }
 
-async function readBody(response: TransportResponse, limit: number, what: string): Promise<Uint8Array> {
+async function readBody(response: TransportResponse, request: HttpRequest, what: string): Promise<Uint8Array> {
+  const { limit, into } = request;
   const chunks: Uint8Array[] = [];
   let total = 0;
   for await (const chunk of response.body) {
-    total += chunk.byteLength;
-    if (total > limit)
+    if (total + chunk.byteLength > limit) {
       throw new HeadstartError("HS_AWS_PROTOCOL", { what: `${what}: more than ${limit} bytes of answer` });
-    chunks.push(chunk);
+    }
+    if (into === undefined) chunks.push(chunk);
+    else into.set(chunk, total);
+    total += chunk.byteLength;
   }
+  if (into !== undefined) return into.subarray(0, total);
   return chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks);
 }

@@ -207,10 +207,11 @@ export class EbsApi {
     return { volumeSizeGiB: Number(volumeSizeGiB), blocks, token: nextToken };
   }
 
-  /** A block's bytes, checked against the checksum that comes with them. Throws HS_EBS_BLOCK when they are wrong again and again. */
+  /** A block's bytes, put into `buffer` and checked against the checksum that comes with them. Throws HS_EBS_BLOCK when they are wrong again and again. */
   async get(
     snapshot: string,
     block: ListedBlock,
+    buffer: Uint8Array,
     options: { readonly pacer?: Pacer; readonly signal?: AbortSignal | undefined } = {},
   ) {
     const { pacer, signal } = options;
@@ -221,6 +222,7 @@ export class EbsApi {
         path: `/snapshots/${snapshot}/blocks/${block.index}`,
         query: { blockToken: block.token },
         limit: BLOCK_BYTES,
+        into: buffer,
         signal,
         ...(pacer !== undefined && { pacer }),
       });
@@ -244,12 +246,13 @@ export class EbsApi {
   async getFresh(
     snapshot: string,
     block: ListedBlock,
+    buffer: Uint8Array,
     options: { readonly pacer?: Pacer; readonly signal?: AbortSignal | undefined } = {},
   ) {
     let current = block;
     for (let attempt = 1; ; attempt++) {
       try {
-        return await this.get(snapshot, current, options);
+        return await this.get(snapshot, current, buffer, options);
       } catch (error) {
         if (!hasReason(error, "INVALID_BLOCK_TOKEN") || attempt === TOKENS_MAX) throw error;
         const renewed = await this.#find(snapshot, block.index, options.signal);

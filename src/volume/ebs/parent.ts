@@ -11,6 +11,7 @@ import type { Pace } from "./pace.ts";
 import { eachAtOnce } from "./parallel.ts";
 import { TAG } from "./plan.ts";
 import { describeSnapshot, type SnapshotInfo } from "./snapshots.ts";
+import { BlockBuffers } from "./source.ts";
 
 export interface Parent {
   readonly id: string;
@@ -96,6 +97,7 @@ export function describedParent(
 
 async function readBack({ api, pace, id, onRead, signal }: ParentOptions): Promise<Map<number, string>> {
   const blocks = new Map<number, string>();
+  const buffers = new BlockBuffers();
   let done = 0;
   async function* listed(): AsyncGenerator<ListedBlock> {
     for await (const page of api.list(id, { signal })) yield* page.blocks;
@@ -103,11 +105,12 @@ async function readBack({ api, pace, id, onRead, signal }: ParentOptions): Promi
   await eachAtOnce(
     listed(),
     () => pace.window,
-    async (block, each) => {
-      const { sha256 } = await api.getFresh(id, block, { pacer: pace, signal: each });
-      if (sha256 !== ZERO_BLOCK) blocks.set(block.index, sha256);
-      onRead?.(++done);
-    },
+    (block, each) =>
+      buffers.using(async (buffer) => {
+        const { sha256 } = await api.getFresh(id, block, buffer, { pacer: pace, signal: each });
+        if (sha256 !== ZERO_BLOCK) blocks.set(block.index, sha256);
+        onRead?.(++done);
+      }),
     { signal },
   );
   return blocks;

@@ -19,6 +19,7 @@ import { eachAtOnce } from "./parallel.ts";
 import { TAG } from "./plan.ts";
 import { writeRecord } from "./record.ts";
 import { describeSnapshot, type SnapshotInfo } from "./snapshots.ts";
+import { BlockBuffers } from "./source.ts";
 
 export interface PullOptions {
   readonly client: AwsClient;
@@ -118,20 +119,22 @@ async function download(options: PullOptions, part: string, info: SnapshotInfo |
       yield* page.blocks;
     }
   }
+  const buffers = new BlockBuffers();
   let done = 0;
   await eachAtOnce(
     listed(),
     () => pace.window,
-    async (block, each) => {
-      const { bytes, sha256 } = await api.getFresh(snapshot, block, { pacer: pace, signal: each });
-      if (sha256 !== ZERO_BLOCK) {
-        const { bytesWritten } = await file.write(bytes, 0, BLOCK_BYTES, block.index * BLOCK_BYTES);
-        if (bytesWritten !== BLOCK_BYTES) throw new HeadstartError("HS_DISK_FULL", { what: options.path });
-        blocks.set(block.index, sha256);
-        last = Math.max(last, block.index);
-      }
-      onProgress?.(++done);
-    },
+    (block, each) =>
+      buffers.using(async (buffer) => {
+        const { bytes, sha256 } = await api.getFresh(snapshot, block, buffer, { pacer: pace, signal: each });
+        if (sha256 !== ZERO_BLOCK) {
+          const { bytesWritten } = await file.write(bytes, 0, BLOCK_BYTES, block.index * BLOCK_BYTES);
+          if (bytesWritten !== BLOCK_BYTES) throw new HeadstartError("HS_DISK_FULL", { what: options.path });
+          blocks.set(block.index, sha256);
+          last = Math.max(last, block.index);
+        }
+        onProgress?.(++done);
+      }),
     { signal },
   );
   const tagged = Number(info?.tags.get(TAG.size));
