@@ -78,6 +78,7 @@ test("the ladder finds a way that works here, says how, and leaves nothing mount
   const ladder = await instance.probe();
   assert.ok(ladder.overFuse !== null && ladder.native !== null, JSON.stringify(ladder));
   assert.ok(ladder.steps.some((step) => step.step.endsWith("over FUSE") && step.outcome === "works"));
+  assert.equal(ladder.devices, true, JSON.stringify(ladder.steps));
   assert.deepEqual(instance.mounted(), []);
   const again = await instance.probe();
   assert.deepEqual(again, ladder);
@@ -98,6 +99,7 @@ test("the configuration can force loop devices, and an old kernel falls to them 
     backing: "file",
   });
   assert.equal(impossible.overFuse, null);
+  assert.deepEqual([forced.devices, old.devices, impossible.devices], [true, true, false]);
 });
 
 for (const backing of ["auto", "loop"] as const) {
