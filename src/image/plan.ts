@@ -106,8 +106,15 @@ export class Planner {
       proveAccess(remote, image, context.parsed, signal),
     ]);
     await context.settled();
-    if (alternative?.opened !== undefined && choice.index?.bound !== true && !this.#isHere(image))
-      return await this.#planAlternative(context, image, alternative.sibling, alternative.opened);
+    let reason = choice.index === null ? (alternative?.reason ?? choice.reason) : choice.reason;
+    if (alternative?.opened !== undefined && choice.index?.bound !== true && !this.#isHere(image)) {
+      try {
+        return await this.#planAlternative(context, image, alternative.sibling, alternative.opened);
+      } catch (error) {
+        signal.throwIfAborted();
+        if (choice.index === null) reason = unusable(alternative.sibling, error);
+      }
+    }
     const layers = image.layers.map((_, position) => this.#planLayer(context.reference, image, choice, position));
     const ids = layers.map((planned) => planned.layer);
     const missed = choice.index === null && !allowsReferrers(policy);
@@ -116,7 +123,7 @@ export class Planner {
       layers,
       start: ids,
       uses: new Set(ids),
-      reason: alternative?.reason ?? choice.reason,
+      reason,
       missed: missed ? (later) => this.#findMissed(context, image, later) : null,
     };
   }
@@ -125,19 +132,24 @@ export class Planner {
   async #findAlternative(
     context: Context,
     image: OpenedImage,
-  ): Promise<{ sibling: Sibling; opened?: MergedImage; reason: string | null } | null> {
+  ): Promise<
+    | { readonly opened: MergedImage; readonly sibling: Sibling; readonly reason: null }
+    | { readonly opened?: undefined; readonly reason: string }
+    | null
+  > {
     if (!allowsReferrers(this.#parts.policy) || this.#isHere(image)) return null;
     const { remote, loaded, signal } = context;
     let sibling: Sibling | null = null;
     try {
       sibling = await findNydus(remote, loaded, { referrers: true, signal });
       if (sibling === null) return null;
-      return { sibling, opened: await openNydus(remote, sibling.loaded, signal), reason: null };
+      return { sibling, opened: await openNydus(remote, sibling.loaded, signal, this.#parts.store), reason: null };
     } catch (error) {
       signal.throwIfAborted();
-      if (sibling === null) return null;
-      const { digest } = sibling.loaded.manifestDescriptor;
-      return { sibling, reason: `its Nydus form ${digest} cannot be used: ${describeError(error)}` };
+      return {
+        reason:
+          sibling === null ? `looking for a Nydus form failed: ${describeError(error)}` : unusable(sibling, error),
+      };
     }
   }
 
@@ -145,7 +157,7 @@ export class Planner {
   async #planAlternative(context: Context, image: OpenedImage, sibling: Sibling, opened: MergedImage): Promise<Plan> {
     const { substitutes } = this.#parts;
     const { reference } = context;
-    const nydus = this.#declareNydus(reference, sibling.loaded, opened);
+    const nydus = await this.#makeNydus(reference, sibling.loaded, opened);
     const none: Choice = { index: null, reason: null };
     const own = image.layers.map((_, position) => this.#planLayer(reference, image, none, position));
     const covers = own.map((planned) => planned.layer);
@@ -167,15 +179,15 @@ export class Planner {
 
   async #planNydus(context: Context): Promise<Plan> {
     const { loaded, reader, reference, signal } = context;
-    let opened: MergedImage;
+    let nydus: LayerRow;
     try {
-      opened = await openNydus(reader, loaded, signal);
+      const opened = await openNydus(reader, loaded, signal, this.#parts.store);
+      await context.settled();
+      nydus = await this.#makeNydus(reference, loaded, opened);
     } catch (error) {
       signal.throwIfAborted();
       return await this.#planTwin(context, error);
     }
-    await context.settled();
-    const nydus = this.#declareNydus(reference, loaded, opened);
     return {
       ...nydusLayers(loaded, { layer: nydus.id, mode: "lazy", reason: null }),
       start: [nydus.id],
@@ -242,7 +254,8 @@ export class Planner {
     );
   }
 
-  #declareNydus(reference: string, loaded: LoadedImage, opened: MergedImage): LayerRow {
+  /** Made at once, without its data: what cannot be laid out or written is found before the image is claimed. */
+  async #makeNydus(reference: string, loaded: LoadedImage, opened: MergedImage): Promise<LayerRow> {
     const { store, maker } = this.#parts;
     const key: LayerKey = {
       kind: "image",
@@ -253,6 +266,7 @@ export class Planner {
     };
     const row = store.declare(key, packSource({ reference, table: loaded.manifestDescriptor }));
     maker.offerNydus(row, reference, opened);
+    await maker.ready(row.id);
     return row;
   }
 
@@ -288,6 +302,10 @@ export class Planner {
     const key = lazy ? lazyKey : { identity, role, format: EAGER, indexDigest: null };
     return { digest: identity.digest, layer: store.declare(key, source).id, mode: lazy ? "lazy" : "eager", reason };
   }
+}
+
+function unusable(sibling: Sibling, error: unknown): string {
+  return `its Nydus form ${sibling.loaded.manifestDescriptor.digest} cannot be used: ${describeError(error)}`;
 }
 
 function roleAt(position: number): LayerRole {
