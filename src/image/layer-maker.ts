@@ -248,7 +248,7 @@ export class LayerMaker {
     if (manifest === null)
       throw new HeadstartError("HS_NYDUS_INVALID", { what: `Nydus image of ${reference}: its row names no manifest` });
     const reader = await this.#options.repository(parseReference(reference));
-    return await openNydus(reader, await loadManifest(reader, manifest));
+    return await openNydus(reader, await loadManifest(reader, manifest), undefined, this.#options.store);
   }
 
   /** A row that is broken stays so: the pull is tried again under another, since its file may be another. */

@@ -38,6 +38,8 @@ export async function openNydusImage(
   reader: ImageReader,
   loaded: LoadedImage,
   signal?: AbortSignal,
+  /** Where the bootstrap is read; here, unless somebody has a thread for it. */
+  read: (bytes: Uint8Array, what: string) => NydusBootstrap | Promise<NydusBootstrap> = readBootstrap,
 ): Promise<NydusParts> {
   const what = `Nydus image ${loaded.manifestDescriptor.digest}`;
   const manifest = readNydusManifest(loaded.manifest, what);
@@ -45,7 +47,7 @@ export async function openNydusImage(
   const stream = reader.openBlob(manifest.bootstrap).stream(0, { signal, callerVerifies: true });
   const diffID = loaded.diffIDs.at(-1)!;
   const layer = await readBootstrapLayer(stream, { digest, size, mediaType, diffID });
-  const bootstrap = readBootstrap(layer.bootstrap, what);
+  const bootstrap = await read(layer.bootstrap, what);
   checkBlobsBound(manifest, bootstrap, what);
   return {
     what,

@@ -7,6 +7,8 @@ import { digestHex } from "../base/digest.ts";
 import { describeError, HeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
 import type { MergedImage } from "../formats/format.ts";
+import { type NydusBootstrap, readBootstrap } from "../formats/nydus/bootstrap.ts";
+import type { ChunkInfo } from "../formats/nydus/chunk-info.ts";
 import { blobDescriptors } from "../formats/nydus/manifest.ts";
 import { mergedNydus } from "../formats/nydus/merged.ts";
 import { openChunkInfo } from "../formats/nydus/open.ts";
@@ -22,6 +24,19 @@ export const NYDUS = "nydus";
 /** Requests at once. */
 const PARALLEL = 8;
 
+/** Where the heavy part is done; a LayerStore has threads for it. */
+export interface NydusParser {
+  readBootstrap(bytes: Uint8Array, what: string): NydusBootstrap | Promise<NydusBootstrap>;
+  mergeNydus(
+    bootstrap: NydusBootstrap,
+    infos: readonly (ChunkInfo | null)[],
+    sizes: readonly number[],
+    what: string,
+  ): MergedImage | Promise<MergedImage>;
+}
+
+const IN_THIS_THREAD: NydusParser = { readBootstrap, mergeNydus: mergedNydus };
+
 /**
  * Throws HS_NYDUS_INVALID and others for what is not sound, HS_BLOB_NOT_FOUND and HS_SIZE_MISMATCH for a blob that is not there as the bootstrap says, HS_REGISTRY_*. `reader` may have the
  * manifest at hand; blobs are the registry's.
@@ -30,8 +45,9 @@ export async function openNydus(
   reader: ImageReader,
   loaded: LoadedImage,
   signal?: AbortSignal | undefined,
+  parser: NydusParser = IN_THIS_THREAD,
 ): Promise<MergedImage> {
-  const parts = await openNydusImage(reader, loaded, signal);
+  const parts = await openNydusImage(reader, loaded, signal, (bytes, what) => parser.readBootstrap(bytes, what));
   const limit = new Limit(PARALLEL);
   const stored = parts.bootstrap.blobs.map((blob) => ({ blob, ...blobDescriptors(blob, parts.storedSize) }));
   const infos = await Promise.all(
@@ -46,7 +62,7 @@ export async function openNydus(
     ),
   );
   const sizes = stored.map(({ data }) => data.size);
-  return mergedNydus(parts.bootstrap, infos, sizes, parts.what);
+  return await parser.mergeNydus(parts.bootstrap, infos, sizes, parts.what);
 
   async function checkThere(from: ImageReader, blob: Descriptor, isRef: boolean): Promise<void> {
     try {

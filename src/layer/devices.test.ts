@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, test } from "node:test";
 import { setTimeout } from "node:timers/promises";
-import { decodedBootstrap } from "../../test/suites/golden-nydus.ts";
+import { chunkInfos, decodedBootstrap, nydusBlob, nydusBootstrap } from "../../test/suites/golden-nydus.ts";
 import {
   contentOf,
   filesOf,
@@ -427,3 +427,15 @@ const VERSION_1 = `CREATE TABLE layers (
    PRAGMA user_version = 1;
    INSERT INTO layers (key, state, digest, size, media_type, diff_id, role, format, source, created_ms)
    VALUES ('${X} ${X} upper soci -', 'opening', '${X}', 1, 'x', '${X}', 'upper', 'soci', '{}', 0);`;
+
+test("a thread makes of a bootstrap what it is here, and a bad one is refused with the same error", async () => {
+  const store = await openStore(newRoot(), new GoldenFetcher());
+  const bytes = nydusBootstrap("v6-zran");
+  const bootstrap = await store.readBootstrap(bytes, "v6-zran");
+  const sizes = bootstrap.blobs.map((blob) => nydusBlob(blob.id)!.byteLength);
+  assert.deepEqual(await store.mergeNydus(bootstrap, chunkInfos(bootstrap), sizes, "v6-zran"), mergedGolden("v6-zran"));
+  await assert.rejects(
+    () => store.readBootstrap(bytes.subarray(0, 8192), "cut"),
+    (error) => isHeadstartError(error) && error.kind === "corrupt",
+  );
+});

@@ -7,7 +7,9 @@ import { availableParallelism } from "node:os";
 import type { Digest } from "../base/digest.ts";
 import { Limit } from "../base/limit.ts";
 import { type WorkerJobOptions, WorkerPool } from "../base/worker-pool.ts";
-import type { DataTable } from "../formats/format.ts";
+import type { DataTable, MergedImage } from "../formats/format.ts";
+import type { NydusBootstrap } from "../formats/nydus/bootstrap.ts";
+import type { ChunkInfo } from "../formats/nydus/chunk-info.ts";
 import type { Unpacked, UnpackRequest } from "./eager-unpack.ts";
 import type { Prepared, PrepareRequest } from "./prepare.ts";
 import type { MakeDataRequest, MakeImageRequest, OpenDataRequest, PreparedData } from "./prepare-data.ts";
@@ -21,7 +23,15 @@ export type LayerJob =
   | { readonly t: "data-keys"; readonly tables: readonly DataTable[] }
   | { readonly t: "make-data"; readonly request: MakeDataRequest }
   | { readonly t: "open-data"; readonly request: OpenDataRequest }
-  | { readonly t: "make-image"; readonly request: MakeImageRequest };
+  | { readonly t: "make-image"; readonly request: MakeImageRequest }
+  | { readonly t: "read-bootstrap"; readonly bytes: Uint8Array; readonly what: string }
+  | {
+      readonly t: "merge-nydus";
+      readonly bootstrap: NydusBootstrap;
+      readonly infos: readonly (ChunkInfo | null)[];
+      readonly sizes: readonly number[];
+      readonly what: string;
+    };
 
 export interface JobResults {
   readonly prepare: Prepared;
@@ -32,6 +42,8 @@ export interface JobResults {
   readonly "make-data": PreparedData;
   readonly "open-data": PreparedData;
   readonly "make-image": { readonly imageSize: number; readonly inodeCount: number };
+  readonly "read-bootstrap": NydusBootstrap;
+  readonly "merge-nydus": MergedImage;
 }
 
 /** Idle threads that are kept. */
@@ -63,6 +75,8 @@ export class LayerWorkers implements AsyncDisposable {
       "make-data": prepare,
       "open-data": prepare,
       "make-image": prepare,
+      "read-bootstrap": prepare,
+      "merge-nydus": prepare,
     };
   }
 

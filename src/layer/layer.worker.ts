@@ -4,6 +4,8 @@ import { parentPort } from "node:worker_threads";
 import { HeadstartError } from "../base/errors.ts";
 import { workerAnswer } from "../base/worker-pool.ts";
 import { FORMATS } from "../formats/all.ts";
+import { readBootstrap } from "../formats/nydus/bootstrap.ts";
+import { mergedNydus } from "../formats/nydus/merged.ts";
 import { ByteRing } from "./byte-ring.ts";
 import { unpackLayer } from "./eager-unpack.ts";
 import type { JobResults, LayerJob } from "./jobs.ts";
@@ -48,6 +50,10 @@ async function run(job: LayerJob): Promise<JobResults[keyof JobResults]> {
       return await openData(job.request);
     case "make-image":
       return await makeImage(job.request);
+    case "read-bootstrap":
+      return readBootstrap(job.bytes, job.what);
+    case "merge-nydus":
+      return mergedNydus(job.bootstrap, job.infos, job.sizes, job.what);
     default:
       throw job satisfies never;
   }

@@ -30,6 +30,8 @@ import { MiB } from "../base/limits.ts";
 import type { FileTree } from "../erofs/file-tree.ts";
 import { BLOCK_SIZE } from "../erofs/placement.ts";
 import type { BoundBlob, LayerIdentity, LayerRole, LazyLayer, MergedImage } from "../formats/format.ts";
+import type { NydusBootstrap } from "../formats/nydus/bootstrap.ts";
+import type { ChunkInfo } from "../formats/nydus/chunk-info.ts";
 import { ByteBudget } from "./byte-budget.ts";
 import { DataStore } from "./data-store.ts";
 import { Decoders } from "./decoders.ts";
@@ -268,6 +270,21 @@ export class LayerStore implements AsyncDisposable {
         throw isFull(error) ? diskFull(`image over ${row.identity.digest}`, error) : error;
       }
     });
+  }
+
+  /** What a bootstrap says, read in a thread: 100 k files take it most of a second. Throws as `readBootstrap` of formats/nydus. */
+  readBootstrap(bytes: Uint8Array, what: string): Promise<NydusBootstrap> {
+    return this.#workers.run({ t: "read-bootstrap", bytes, what });
+  }
+
+  /** What `createImage` takes, of what was fetched; in a thread too. Throws as `mergedNydus`. */
+  mergeNydus(
+    bootstrap: NydusBootstrap,
+    infos: readonly (ChunkInfo | null)[],
+    sizes: readonly number[],
+    what: string,
+  ): Promise<MergedImage> {
+    return this.#workers.run({ t: "merge-nydus", bootstrap, infos, sizes, what });
   }
 
   /** Data files that no image refers to, and that none which is being made is going to: they may be removed. */
