@@ -7,7 +7,8 @@ import { Limit } from "../../../base/limit.ts";
 import { ZstdEncoder, zstdBound } from "../../../linux/zstd-encode.ts";
 import type { NydusOptions } from "./options.ts";
 
-export interface ChunkCompressor extends Disposable {
+/** Its end waits for what still runs, whose buffers and native memory are in use until then. */
+export interface ChunkCompressor extends AsyncDisposable {
   compress(plain: Uint8Array): Promise<Uint8Array>;
 }
 
@@ -27,7 +28,7 @@ export function chunkCompressor(options: NydusOptions, sizeMax: number): ChunkCo
 
 const STORE: ChunkCompressor = {
   compress: (plain) => Promise.resolve(plain),
-  [Symbol.dispose]() {},
+  [Symbol.asyncDispose]: () => Promise.resolve(),
 };
 
 /** More than the pool has threads: the next input is there when a thread is free, also while the caller's loop does not turn. */
@@ -43,7 +44,7 @@ class ZstdCompressor implements ChunkCompressor {
   readonly #lanes: Lane[] = [];
   readonly #level: number;
   readonly #bound: number;
-  #disposed = false;
+  readonly #running = new Set<Promise<Uint8Array>>();
 
   constructor(level: number, sizeMax: number) {
     this.#level = level;
@@ -51,6 +52,19 @@ class ZstdCompressor implements ChunkCompressor {
   }
 
   compress(plain: Uint8Array): Promise<Uint8Array> {
+    const work = this.#compress(plain);
+    this.#running.add(work);
+    const done = () => this.#running.delete(work);
+    work.then(done, done);
+    return work;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.allSettled(this.#running);
+    for (const lane of this.#lanes.splice(0)) lane.encoder[Symbol.dispose]();
+  }
+
+  #compress(plain: Uint8Array): Promise<Uint8Array> {
     return this.#limit.run(async () => {
       const lane = this.#lanes.pop() ?? {
         encoder: new ZstdEncoder(this.#level),
@@ -60,16 +74,9 @@ class ZstdCompressor implements ChunkCompressor {
         const length = await lane.encoder.encode(plain, lane.output);
         return length < plain.byteLength ? lane.output.slice(0, length) : plain;
       } finally {
-        if (this.#disposed) lane.encoder[Symbol.dispose]();
-        else this.#lanes.push(lane);
+        this.#lanes.push(lane);
       }
     });
-  }
-
-  /** Encoders that still run go when they are done. */
-  [Symbol.dispose](): void {
-    this.#disposed = true;
-    for (const lane of this.#lanes.splice(0)) lane.encoder[Symbol.dispose]();
   }
 }
 
@@ -91,5 +98,8 @@ class Lz4Compressor implements ChunkCompressor {
     });
   }
 
-  [Symbol.dispose](): void {}
+  /** The library keeps what it compresses. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return Promise.resolve();
+  }
 }

@@ -109,6 +109,15 @@ test("odd archives come back to the bit: no end, trailing bytes, GNU names, file
   }
 });
 
+test("a layer of more headers than one frame of its tar-split holds comes back to the bit", async () => {
+  const entries = Array.from({ length: 6000 }, (_, at) => ({
+    path: `d${at % 100}/file-${at}`,
+    data: at % 2 ? `${at}` : "",
+  }));
+  const tar = Buffer.concat([writeTar(entries), Buffer.alloc(300_000, 1)]);
+  await checkRoundTrip(tar, tar, {});
+});
+
 test("a directory that is named like a mark does not get in the way of the mark", async () => {
   const tar = writeTar([
     { path: ".wh.c/a", data: "in it" },

@@ -74,7 +74,7 @@ export async function buildNativeLayer(input: NativeLayerInput): Promise<NydusLa
   const container = new BlobContainer(input.sink);
   const array = new ChunkArrayBuilder(source.digest);
   const known = new KnownChunks(input.dictionary);
-  using compressor = chunkCompressor(options, chunkSize);
+  await using compressor = chunkCompressor(options, chunkSize);
   const chunks = new ChunkWriter({
     array,
     known,
@@ -86,7 +86,7 @@ export async function buildNativeLayer(input: NativeLayerInput): Promise<NydusLa
     batchSize: options.batchSize,
   });
   const files = new FileCutter(chunkSize, source.digest, chunks);
-  using split = new TarSplitWriter({
+  await using split = new TarSplitWriter({
     own: (address) => array.indexOf(address),
     foreign: (space, offset) => known.chunkOf(space, offset),
   });
@@ -159,7 +159,7 @@ export async function buildNativeLayer(input: NativeLayerInput): Promise<NydusLa
 }
 
 async function compressOnce(options: NydusOptions, bytes: Uint8Array): Promise<Uint8Array> {
-  using compressor = chunkCompressor(options, bytes.byteLength);
+  await using compressor = chunkCompressor(options, bytes.byteLength);
   return await compressor.compress(bytes);
 }
 

@@ -111,7 +111,7 @@ export async function buildRefLayer(input: RefLayerInput): Promise<NydusLayer> {
 }
 
 async function compressArray(bytes: Uint8Array): Promise<Uint8Array> {
-  using compressor = chunkCompressor(NYDUS_DEFAULTS, bytes.byteLength);
+  await using compressor = chunkCompressor(NYDUS_DEFAULTS, bytes.byteLength);
   return await compressor.compress(bytes);
 }
 

@@ -40,7 +40,7 @@ export interface ChunkNames {
   foreign(space: number, offset: number): { readonly id: string; readonly chunk: number };
 }
 
-export class TarSplitWriter implements Disposable {
+export class TarSplitWriter implements AsyncDisposable {
   readonly #names: ChunkNames;
   #content = new Writer(FRAME_BYTES);
   /** Bytes of the literal record that is being made. How the tar is cut must not show. */
@@ -99,9 +99,9 @@ export class TarSplitWriter implements Disposable {
     return { stored: Buffer.concat(this.#frames), size: this.#size, digest: this.#hash.digest() };
   }
 
-  /** Not while `finish` or `flush` runs. */
-  [Symbol.dispose](): void {
-    void this.#encoding.catch(() => {}).finally(() => this.#encoder[Symbol.dispose]());
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#encoding.catch(() => {});
+    this.#encoder[Symbol.dispose]();
   }
 
   #part({ address, size, offset, length }: ChunkPart): void {
