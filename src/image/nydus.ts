@@ -7,10 +7,9 @@ import { digestHex } from "../base/digest.ts";
 import { describeError, HeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
 import type { MergedImage } from "../formats/format.ts";
-import { type NydusBootstrap, readBootstrap } from "../formats/nydus/bootstrap.ts";
+import type { NydusBootstrap } from "../formats/nydus/bootstrap.ts";
 import type { ChunkInfo } from "../formats/nydus/chunk-info.ts";
 import { blobDescriptors } from "../formats/nydus/manifest.ts";
-import { mergedNydus } from "../formats/nydus/merged.ts";
 import { openChunkInfo } from "../formats/nydus/open.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { LoadedImage } from "../oci/manifest.ts";
@@ -24,18 +23,16 @@ export const NYDUS = "nydus";
 /** Requests at once. */
 const PARALLEL = 8;
 
-/** Where the heavy part is done; a LayerStore has threads for it. */
+/** Where the heavy part is done, in threads: a LayerStore. */
 export interface NydusParser {
-  readBootstrap(bytes: Uint8Array, what: string): NydusBootstrap | Promise<NydusBootstrap>;
+  readBootstrap(bytes: Uint8Array, what: string): Promise<NydusBootstrap>;
   mergeNydus(
     bootstrap: NydusBootstrap,
     infos: readonly (ChunkInfo | null)[],
     sizes: readonly number[],
     what: string,
-  ): MergedImage | Promise<MergedImage>;
+  ): Promise<MergedImage>;
 }
-
-const IN_THIS_THREAD: NydusParser = { readBootstrap, mergeNydus: mergedNydus };
 
 /**
  * Throws HS_NYDUS_INVALID and others for what is not sound, HS_BLOB_NOT_FOUND and HS_SIZE_MISMATCH for a blob that is not there as the bootstrap says, HS_REGISTRY_*. `reader` may have the
@@ -44,8 +41,8 @@ const IN_THIS_THREAD: NydusParser = { readBootstrap, mergeNydus: mergedNydus };
 export async function openNydus(
   reader: ImageReader,
   loaded: LoadedImage,
-  signal?: AbortSignal | undefined,
-  parser: NydusParser = IN_THIS_THREAD,
+  signal: AbortSignal | undefined,
+  parser: NydusParser,
 ): Promise<MergedImage> {
   const parts = await openNydusImage(reader, loaded, signal, (bytes, what) => parser.readBootstrap(bytes, what));
   const limit = new Limit(PARALLEL);
