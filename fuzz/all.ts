@@ -8,6 +8,7 @@ import { OCI_FUZZERS } from "./oci.ts";
 import { SOCI_FUZZERS } from "./soci.ts";
 import { TAR_FUZZERS } from "./tar.ts";
 import { VOLUME_FUZZERS } from "./volume.ts";
+import { VOLUME_VERIFY_FUZZERS } from "./volume-verify.ts";
 
 /** Proves that a failure is seen: fails within a few rounds. */
 const CANARY: Fuzzer = {
@@ -24,5 +25,6 @@ export const FUZZERS: { readonly [name: string]: Fuzzer } = {
   ...EROFS_FUZZERS,
   ...OCI_FUZZERS,
   ...VOLUME_FUZZERS,
+  ...VOLUME_VERIFY_FUZZERS,
   canary: CANARY,
 };

@@ -70,10 +70,10 @@ export class StoredBlobs {
     this.#checked.set(digest, isRight);
   }
 
-  /** Hashes what nobody has read yet. */
-  async checkRest(): Promise<void> {
+  /** Hashes what nobody has read yet and has the size that it should have; of others it was said that they are wrong. */
+  async checkRest(sizes: ReadonlyMap<Digest, number>): Promise<void> {
     for (const [digest, inode] of this.#inodes) {
-      if (this.#checked.has(digest)) continue;
+      if (this.#checked.has(digest) || sizes.get(digest) !== this.#stored.tree.size[inode]) continue;
       const algorithm = digestAlgorithm(digest);
       this.#judge(digest, await hashContent(this.#stored, inode, algorithm, this.#onBytes));
     }

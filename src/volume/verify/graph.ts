@@ -46,6 +46,8 @@ export interface ImageGraph {
   /** Parents before their children. */
   readonly chains: ReadonlyMap<ChainID, Chain>;
   readonly layers: ReadonlySet<Digest>;
+  /** Bytes of each blob as descriptors have it. */
+  readonly sizes: ReadonlyMap<Digest, number>;
 }
 
 export interface GraphOptions {
@@ -70,7 +72,7 @@ export async function checkImages(
   if (records.images.length === 0) options.findings.add("image", "meta.db/v1/k8s.io/images", "no image is there");
   checkNames(records.images, images, options.findings);
   graph.checkLabels();
-  return { images, chains: graph.chains, layers: graph.layers };
+  return { images, chains: graph.chains, layers: graph.layers, sizes: graph.sizes };
 }
 
 const GC = "containerd.io/gc.ref.";
@@ -81,6 +83,7 @@ const INDEX_DEPTH_MAX = 3;
 class GraphReader {
   readonly chains = new Map<ChainID, Chain>();
   readonly layers = new Set<Digest>();
+  readonly sizes = new Map<Digest, number>();
   /** The document's own media type by digest. */
   readonly mediaTypes = new Map<Digest, string>();
   readonly #blobs: StoredBlobs;
@@ -141,12 +144,12 @@ class GraphReader {
     const labels = this.#labelsOf(digest);
     labels.set(`${GC}content.config`, manifest.config.digest);
     for (const [position, layer] of manifest.layers.entries()) labels.set(`${GC}content.l.${position}`, layer.digest);
-    // attestations and other artifacts have no file system
-    if (!isConfigType(manifest.config.mediaType)) return null;
-    for (const layer of manifest.layers) this.layers.add(layer.digest);
     const place = `manifest ${digest}`;
     this.#size(manifest.config, place);
     for (const layer of manifest.layers) this.#size(layer, place);
+    // attestations and other artifacts have no file system
+    if (!isConfigType(manifest.config.mediaType)) return null;
+    for (const layer of manifest.layers) this.layers.add(layer.digest);
     const bytes = await this.#document(manifest.config.digest, LIMITS.configBytes, place);
     if (bytes === null) return null;
     const { diffIDs, platform } = parseConfig(bytes, `configuration ${manifest.config.digest}`);
@@ -183,6 +186,7 @@ class GraphReader {
   }
 
   #size(descriptor: Descriptor, place: string): void {
+    this.sizes.set(descriptor.digest, descriptor.size);
     const size = this.#blobs.size(descriptor.digest);
     if (size !== null && size !== descriptor.size) {
       this.#options.findings.differs(

@@ -241,7 +241,7 @@ class VolumeVerification {
         this.#report(0);
       },
     });
-    await blobs.checkRest();
+    await blobs.checkRest(graph.sizes);
     if (document !== null) {
       checkParameters(document, findings);
       checkMaterials(document, blobs.digests, findings);
