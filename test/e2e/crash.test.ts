@@ -14,12 +14,11 @@ import { MiB } from "../../src/base/limits.ts";
 import { readCriLog } from "../../src/sandbox/cri-client.ts";
 import { layerOf } from "../../src/sandbox/image-builder.ts";
 import { mountsUnder } from "../../src/sandbox/inventory.ts";
-import type { SandboxNode } from "../../src/sandbox/node.ts";
 import { Child } from "../../src/sandbox/process.ts";
 import { killAndWait, unmountAll } from "../../src/sandbox/sweep.ts";
 import { indexed } from "../suites/soci-image.ts";
 import { noise } from "../suites/soci-sample.ts";
-import { allSealed, image as imageLine, layerMounts, layers } from "./daemon-status.ts";
+import { allSealed, image as imageLine, killServer, layerMounts, layers, newServer } from "./daemon-status.ts";
 import { FakePlace, runShell } from "./fake-place.ts";
 
 /** Slow enough that there is a middle of everything. */
@@ -38,26 +37,6 @@ function makeImage(place: FakePlace, lazy: boolean, bytes = FILE_BYTES) {
   const { reference } = place.image(`crash/${seed}`, [part]);
   const printed = `${createHash("sha256").update(data).digest("hex")}  /data/big\n`;
   return { reference, printed, part, blob: layer.descriptor.digest, size: layer.descriptor.size };
-}
-
-/** Waits for the server that takes the place of the one that `end` ends. */
-async function newServer(node: SandboxNode, end: () => void): Promise<void> {
-  const before = node.headstart.serverPid;
-  end();
-  for (const deadline = Date.now() + 30_000; ; await sleep(20)) {
-    assert.ok(Date.now() < deadline, node.headstart.tail);
-    try {
-      if (node.headstart.serverPid === before) continue;
-      await node.headstart.status("/v1/config");
-      return;
-    } catch {
-      // not there yet
-    }
-  }
-}
-
-function killServer(node: SandboxNode): Promise<void> {
-  return newServer(node, () => process.kill(node.headstart.serverPid, "SIGKILL"));
 }
 
 /** Allocated bytes of all files below. */

@@ -46,11 +46,32 @@ export async function allSealed(node: SandboxNode, timeoutMs = 60_000): Promise<
   }
 }
 
-/** Mounts of the daemon's layers: EROFS whose backing file lies on our FUSE mount, and EROFS straight from the disk. */
+/** Mounts of the daemon's layers: EROFS whose file, or whose devices, lie on our FUSE mount (`<id>f`), and EROFS straight from the disk. */
 export function layerMounts(node: SandboxNode): { overFuse: string[]; native: string[] } {
-  const { root, state } = node.headstart.places;
-  const erofs = readMountInfo().filter((mount) => mount.type === "erofs" && mount.mountPoint.startsWith(root));
-  const overFuse = erofs.filter((mount) => mount.source.startsWith(`${state}/`));
-  const native = erofs.filter((mount) => !mount.source.startsWith(`${state}/`));
-  return { overFuse: overFuse.map((mount) => mount.mountPoint), native: native.map((mount) => mount.mountPoint) };
+  const { root } = node.headstart.places;
+  const erofs = readMountInfo()
+    .filter((mount) => mount.type === "erofs" && mount.mountPoint.startsWith(`${root}/`))
+    .map((mount) => mount.mountPoint);
+  const isOverFuse = (path: string) => /\/\d+f$/.test(path);
+  return { overFuse: erofs.filter(isOverFuse), native: erofs.filter((path) => !isOverFuse(path)) };
+}
+
+/** Waits for the server that takes the place of the one that `end` ends. */
+export async function newServer(node: SandboxNode, end: () => void): Promise<void> {
+  const before = node.headstart.serverPid;
+  end();
+  for (const deadline = Date.now() + 30_000; ; await sleep(20)) {
+    assert.ok(Date.now() < deadline, node.headstart.tail);
+    try {
+      if (node.headstart.serverPid === before) continue;
+      await node.headstart.status("/v1/config");
+      return;
+    } catch {
+      // not there yet
+    }
+  }
+}
+
+export function killServer(node: SandboxNode): Promise<void> {
+  return newServer(node, () => process.kill(node.headstart.serverPid, "SIGKILL"));
 }

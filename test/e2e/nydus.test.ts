@@ -8,11 +8,10 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { compareTreeLines, type TreeLine } from "../../src/erofs/tree-lines.ts";
 import { NYDUS_ANNOTATIONS } from "../../src/formats/nydus/ondisk.ts";
-import { type CriPod, readCriLog } from "../../src/sandbox/cri-client.ts";
+import type { CriPod } from "../../src/sandbox/cri-client.ts";
 import { layerOf } from "../../src/sandbox/image-builder.ts";
 import { mountCriImage } from "../../src/sandbox/image-mount.ts";
 import type { SandboxNode } from "../../src/sandbox/node.ts";
-import { busyboxProgram } from "../../src/sandbox/tools.ts";
 import type { FakeRegistry } from "../fakes/registry.ts";
 import { expectedNydusTree, nydusBlob, nydusVariants } from "../suites/golden-nydus.ts";
 import {
@@ -26,6 +25,7 @@ import {
 import { kernelLinesApart } from "../tools/kernel-lines.ts";
 import { allSealed, image as imageLine, layerMounts } from "./daemon-status.ts";
 import { FakePlace, headstartStatus } from "./fake-place.ts";
+import { BUSYBOX, reading, runIn } from "./nydus-place.ts";
 
 /** Nothing in a golden tree is that new. */
 const NO_CLOCK = 10n ** 18n * 4n;
@@ -56,23 +56,6 @@ function fetched(registry: FakeRegistry, repository: string, variant: string): n
 async function tree(node: SandboxNode, place: FakePlace, reference: string, name: string): Promise<TreeLine[]> {
   await using _mount = await mountCriImage(node, reference, join(place.root, name));
   return await kernelLinesApart(join(place.root, name), NO_CLOCK);
-}
-
-let containers = 0;
-
-/** The golden images have no shell: the node's own busybox is put into the container. */
-async function runIn(node: SandboxNode, pod: CriPod, image: string, script: string) {
-  const container = await node.cri.createContainer(pod, {
-    name: `n${++containers}`,
-    image,
-    command: ["/busybox-of-the-node", "sh", "-c", script],
-    mounts: [{ host: await busyboxProgram(), container: "/busybox-of-the-node", readonly: true }],
-  });
-  await node.cri.startContainer(container);
-  const exitCode = await node.cri.waitForExit(container);
-  const output = readCriLog(container.logPath);
-  await node.cri.removeContainer(container);
-  return { exitCode, output };
 }
 
 test("images of the real tools are claimed without their data, show the real runtime's tree, and are whole in the end", async (t) => {
@@ -180,7 +163,7 @@ const CASES: readonly Case[] = [
   },
 ];
 
-const READ = "/busybox-of-the-node sha256sum /opaque/new";
+const NEW = reading("/opaque/new");
 
 async function runCase(t: TestContext, at: { place: FakePlace; node: SandboxNode; pod: CriPod }, one: Case, n: number) {
   const { place, node, pod } = at;
@@ -203,8 +186,7 @@ async function runCase(t: TestContext, at: { place: FakePlace; node: SandboxNode
   const image = storeNydusImage(registry, { ...options, repository, manifest });
   const both = tagManifest(registry, repository, image);
   await node.cri.pull(both);
-  const want = expectedNydusTree().find(({ path }) => path === "/opaque/new")!.sha256;
-  assert.deepEqual(await runIn(node, pod, both, READ), { exitCode: 0, output: `${want}  /opaque/new\n` });
+  assert.deepEqual(await runIn(node, pod, both, NEW.script), { exitCode: 0, output: NEW.printed });
   const line = await imageLine(node, both);
   t.diagnostic(line.reason ?? "");
   assert.match(line.reason ?? "", /stands in \(subject\)/);
@@ -242,9 +224,8 @@ test("an image's OCI form that stands in is not given to another image of the sa
   const honest = storeNydusImage(registry, { repository: "honest/image", variant: "v6-zstd-1m" });
   const good = tagManifest(registry, "honest/image", honest);
   await node.cri.pull(good);
-  const want = expectedNydusTree().find(({ path }) => path === "/opaque/new")!.sha256;
   for (const image of [good, bad])
-    assert.deepEqual(await runIn(node, pod, image, READ), { exitCode: 0, output: `${want}  /opaque/new\n` });
+    assert.deepEqual(await runIn(node, pod, image, NEW.script), { exitCode: 0, output: NEW.printed });
 });
 
 test("N14: a chunk that comes with other bytes is an I/O error with a reason, never other bytes; the rest can be read", async () => {
@@ -266,7 +247,7 @@ test("N14: a chunk that comes with other bytes is an I/O error with a reason, ne
     node,
     pod,
     reference,
-    `for f in ${listed.join(" ")}; do /busybox-of-the-node sha256sum "$f" 2>&1; done`,
+    `for f in ${listed.join(" ")}; do ${BUSYBOX} sha256sum "$f" 2>&1; done`,
   );
   let failed = 0;
   for (const line of output.trim().split("\n")) {
@@ -313,7 +294,7 @@ test("containers of a Nydus image share one read-only tree; removed, its data go
     assert.ok(!left.includes(blob("v6-chunkdict", "layer-1")), "the blob of the removed image alone");
     assert.ok(left.includes(blob("v6-zstd-1m", "layer-0")), "a blob that the other image needs");
   });
-  assert.equal((await runIn(node, pod, one, READ)).exitCode, 0);
+  assert.equal((await runIn(node, pod, one, NEW.script)).exitCode, 0);
   await cri.removePod(pod);
   await cri.removeImage(one);
   await place.eventually(async () => {
