@@ -1,4 +1,6 @@
 import assert from "node:assert/strict";
+import { readdirSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { test } from "node:test";
 import { FakeRegistry } from "../../../test/fakes/registry.ts";
 import { type Digest, sha256 } from "../../base/digest.ts";
@@ -145,6 +147,30 @@ test("a stream of unknown length is pushed in chunks under the digest that it tu
   assert.deepEqual(await it.repo.pushStream(inPieces(BYTES)), { digest: BLOB.digest, size: BLOB.size });
   assert.deepEqual(Buffer.from(fake.stored("app").blobs.get(BLOB.digest)!), Buffer.from(BYTES));
 });
+
+for (const [which, after] of [
+  ["the first", 0],
+  ["the second", 1],
+] as const) {
+  test(`where a registry refuses ${which} piece of a stream, the whole is pushed from a file`, async () => {
+    await using fake = await FakeRegistry.start();
+    await using it = await openFake(fake.host, "app", { upload: { chunkBytes: 60_000 } });
+    const spools = () => readdirSync(tmpdir()).filter((name) => name.startsWith("headstart-upload-")).length;
+    const before = spools();
+    let patches = 0;
+    async function* counted() {
+      for await (const piece of inPieces(BYTES)) {
+        patches = fake.log.filter(({ method }) => method === "PATCH").length;
+        if (patches === after) fake.inject({ match: "PATCH", times: 10, fault: { kind: "status", status: 405 } });
+        yield piece;
+      }
+    }
+    assert.deepEqual(await it.repo.pushStream(counted()), { digest: BLOB.digest, size: BLOB.size });
+    assert.deepEqual(Buffer.from(fake.stored("app").blobs.get(BLOB.digest)!), Buffer.from(BYTES));
+    assert.equal(fake.log.filter(({ method }) => method === "PATCH").length, after + 1);
+    assert.equal(spools(), before);
+  });
+}
 
 test("a stream that ends within one chunk is not sent where it is known already", async () => {
   await using fake = await FakeRegistry.start();

@@ -38,7 +38,8 @@ import { nextPage } from "./link.ts";
 import { listReferrers, recordReferrer } from "./referrers.ts";
 import type { RetryPolicy } from "./transport/retry.ts";
 import type { Patience } from "./transport/transport.ts";
-import { pushBlob, pushStream, type UploadOptions } from "./upload.ts";
+import { pushBlob, type UploadOptions } from "./upload.ts";
+import { pushStream } from "./upload-stream.ts";
 import { lateAsUnavailable, withDeadline } from "./wait.ts";
 
 export interface RepositoryParts {
@@ -281,14 +282,14 @@ export class Repository implements ImageReader, BlobSizes, ImageWriter, AsyncDis
     );
   }
 
-  /** Chunked: pieces of 16 MiB are held until the registry has them. A blob of one piece is pushed only when its digest is not there yet. */
+  /** Chunked: pieces of 16 MiB are held until the registry has them. A blob of one piece is pushed only where its digest is not there yet. */
   async pushStream(chunks: AsyncIterable<Uint8Array>, options: WriteOptions = {}): Promise<StoredBlob> {
     return await pushStream(
       { ...this.#parts, host: this.pushHost, repository: this.name, what: this.what },
       chunks,
       { ...this.#parts.upload, ...options },
-      async (stored, bytes) => {
-        await this.pushBlob({ mediaType: MEDIA_TYPES.octetStream, ...stored }, bytes, options);
+      async (stored, source) => {
+        await this.pushBlob({ mediaType: MEDIA_TYPES.octetStream, ...stored }, source, options);
       },
     );
   }

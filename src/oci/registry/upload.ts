@@ -1,6 +1,6 @@
 /**
  * Pushing one blob (distribution-spec "Push"): POST opens a session, then either one PUT with everything (monolithic: what every registry
- * takes) or PATCHes in order and an empty PUT (chunked: for proxies that limit a body, and streams that cannot be opened twice). The session's
+ * takes) or PATCHes in order and an empty PUT (chunked: for proxies that limit a body, and streams: upload-stream.ts). The session's
  * URL is followed wherever it is on the same host, and never with credentials anywhere else.
  *
  *   opening --202--> sending --(all sent)--> closing --201--> stored
@@ -13,8 +13,8 @@ import type { Digest } from "../../base/digest.ts";
 import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
 import { MiB } from "../../base/limits.ts";
 import type { Descriptor } from "../descriptor.ts";
-import { type BlobSource, openBlobSource, type StoredBlob } from "../store.ts";
-import { DigestingStream, verified } from "../verify.ts";
+import { type BlobSource, openBlobSource } from "../store.ts";
+import { verified } from "../verify.ts";
 import { mergeScopes, repositoryScope } from "./auth/scope.ts";
 import { registryError } from "./errcode.ts";
 import type { HostClient, HostRequest } from "./host-client.ts";
@@ -59,7 +59,7 @@ export async function pushBlob(
       const session = await upload.open(descriptor.digest);
       if (session === "stored") return;
       if (mode === "monolithic") await upload.sendWhole(session, checked(), descriptor, source instanceof Uint8Array);
-      else await upload.sendChunks(session, checked(), () => descriptor.digest);
+      else await upload.sendChunks(session, checked(), descriptor.digest);
       return;
     } catch (error) {
       options.signal?.throwIfAborted();
@@ -72,62 +72,18 @@ export async function pushBlob(
   }
 }
 
-/**
- * A blob whose digest its end will tell, chunked from the start. One that ends within the first piece is given to `pushSmall` instead: its digest is known before anything is sent. A piece is sent again
- * where it got lost; the whole cannot be.
- */
-export async function pushStream(
-  parts: UploadParts,
-  chunks: AsyncIterable<Uint8Array>,
-  options: UploadOptions,
-  pushSmall: (stored: StoredBlob, bytes: Uint8Array) => Promise<void>,
-): Promise<StoredBlob> {
-  const upload = new Upload(parts, "pushing a blob", options);
-  const digesting = new DigestingStream(chunks);
-  const rest = digesting[Symbol.asyncIterator]();
-  try {
-    const held: Uint8Array[] = [];
-    let length = 0;
-    while (length < upload.chunkBytes) {
-      const { done, value } = await rest.next();
-      if (done === true) {
-        await pushSmall(digesting.stored, Buffer.concat(held));
-        return digesting.stored;
-      }
-      held.push(value);
-      length += value.byteLength;
-    }
-    const session = await upload.open();
-    if (session === "stored")
-      throw new HeadstartError("HS_REGISTRY_PROTOCOL", { what: `${upload.what}: stored before anything was sent` });
-    await upload.sendChunks(session, follow(held, rest), () => digesting.stored.digest);
-    return digesting.stored;
-  } finally {
-    await rest.return(undefined);
-  }
-}
-
-async function* follow(
-  held: Uint8Array[],
-  rest: AsyncGenerator<Uint8Array, void, undefined>,
-): AsyncGenerator<Uint8Array> {
-  // given out one by one, so that what was sent is not held longer
-  while (held.length > 0) yield held.shift()!;
-  yield* rest;
-}
-
 /** A stream's request is not sent again by itself, so a token that ended just then is such a case too, once. */
 function isPassing(error: HeadstartError, attempt: number): boolean {
   if (error.code === "HS_REGISTRY_AUTH") return attempt === 0;
   return error.code === "HS_REGISTRY_UNAVAILABLE" || error.code === "HS_REGISTRY_RATE";
 }
 
-interface Session {
+export interface Session {
   readonly url: URL;
   readonly chunkMin: number;
 }
 
-class Upload {
+export class Upload {
   readonly #parts: UploadParts;
   readonly #options: UploadOptions;
   readonly what: string;
@@ -138,8 +94,9 @@ class Upload {
     this.what = `${parts.what}: ${doing}`;
   }
 
-  get chunkBytes(): number {
-    return this.#options.chunkBytes ?? CHUNK_BYTES;
+  /** Of one PATCH. */
+  chunkBytes(session?: Session): number {
+    return Math.max(this.#options.chunkBytes ?? CHUNK_BYTES, session?.chunkMin ?? 0);
   }
 
   /** `digest`: to mount the blob from another repository, where one is named. */
@@ -195,17 +152,21 @@ class Upload {
     await this.#expect(response, [201, 200, 204]);
   }
 
-  /** PATCH by PATCH; a lost one is sent again from where the registry says it is. */
-  async sendChunks(session: Session, chunks: AsyncIterable<Uint8Array>, digest: () => Digest): Promise<void> {
-    const chunkBytes = Math.max(this.chunkBytes, session.chunkMin);
+  /** PATCH by PATCH. */
+  async sendChunks(session: Session, chunks: AsyncIterable<Uint8Array>, digest: Digest): Promise<void> {
     let url = session.url;
     let offset = 0;
-    for await (const chunk of pieces(chunks, chunkBytes)) {
-      url = await this.#sendChunk(url, chunk, offset);
+    for await (const chunk of pieces(chunks, this.chunkBytes(session))) {
+      url = await this.sendChunk(url, chunk, offset);
       offset += chunk.byteLength;
       await setImmediate(); // lets other work in between pieces that come from memory
     }
-    const response = await this.#send(closingUrl(url, digest()), {
+    await this.close(url, digest);
+  }
+
+  /** Ends a session whose bytes are all there. */
+  async close(url: URL, digest: Digest): Promise<void> {
+    const response = await this.#send(closingUrl(url, digest), {
       ...this.#request("PUT"),
       headers: { "content-length": "0" },
       body: new Uint8Array(0),
@@ -213,7 +174,8 @@ class Upload {
     await this.#expect(response, [201, 200, 204]);
   }
 
-  async #sendChunk(start: URL, chunk: Uint8Array, offset: number): Promise<URL> {
+  /** One PATCH; a lost one is sent again from where the registry says it is. Where the next one goes. */
+  async sendChunk(start: URL, chunk: Uint8Array, offset: number): Promise<URL> {
     let url = start;
     let sent = 0;
     for (let attempt = 0; ; attempt++) {
@@ -343,7 +305,10 @@ async function* watched(
 }
 
 /** The same bytes in pieces of exactly `size`, but for the last. */
-async function* pieces(chunks: AsyncIterable<Uint8Array>, size: number): AsyncGenerator<Uint8Array> {
+export async function* pieces(
+  chunks: AsyncIterable<Uint8Array>,
+  size: number,
+): AsyncGenerator<Uint8Array, void, undefined> {
   let held: Uint8Array[] = [];
   let length = 0;
   for await (const chunk of chunks) {
