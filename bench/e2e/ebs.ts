@@ -1,6 +1,7 @@
 /**
  * Pushing a volume to an EBS that answers each request after 20 ms, and pulling it back; the server is a process of its own, on the same machine. Beside it what one process does that only reads,
- * hashes and sends as many bytes over 32 connections to a process that drops them: the ratio says how much of that a push reaches, though its server hashes everything too.
+ * hashes and sends as many bytes over 32 connections to a process that drops them: the ratios say how much of that a push reaches. That of speeds holds on a quiet machine alone, with cores for both
+ * processes, since the server hashes everything too; that of CPU seconds holds anywhere.
  */
 
 import { type ChildProcess, fork } from "node:child_process";
@@ -49,10 +50,11 @@ class Place implements Disposable {
   }
 }
 
-/** MB a second of reading, hashing and sending, all on this thread. */
-async function hashAndSend(disk: string, port: number): Promise<number> {
+/** Reading, hashing and sending, all on this thread: MB a second, and CPU seconds. */
+async function hashAndSend(disk: string, port: number): Promise<{ readonly rate: number; readonly cpu: number }> {
   await using file = await open(disk, "r");
   let next = 0;
+  const before = process.cpuUsage();
   const start = performance.now();
   const lane = async () => {
     const socket = connect(port, "127.0.0.1");
@@ -67,7 +69,12 @@ async function hashAndSend(disk: string, port: number): Promise<number> {
     socket.destroy();
   };
   await Promise.all(Array.from({ length: CONNECTIONS }, lane));
-  return (BLOCKS * BLOCK_BYTES) / 1e6 / ((performance.now() - start) / 1000);
+  return { rate: (BLOCKS * BLOCK_BYTES) / 1e6 / ((performance.now() - start) / 1000), cpu: cpuSince(before) };
+}
+
+function cpuSince(before: NodeJS.CpuUsage): number {
+  const { user, system } = process.cpuUsage(before);
+  return (user + system) / 1e6;
 }
 
 async function ebs(report: Report): Promise<void> {
@@ -82,13 +89,13 @@ async function ebs(report: Report): Promise<void> {
   ) => {
     const before = process.cpuUsage();
     const result = await work();
-    const { user, system } = process.cpuUsage(before);
+    const cpu = cpuSince(before);
     report(`${what}`, megabytes / result.seconds, "MB/s");
     report(`${what}: blocks`, BLOCKS / result.seconds, "a second");
     report(`${what}: requests`, result.requests, "");
     report(`${what}: retries`, result.retries, "");
-    report(`${what}: CPU for a GB`, (user + system) / 1e6 / (megabytes / 1000), "s");
-    return result;
+    report(`${what}: CPU for a GB`, cpu / (megabytes / 1000), "s");
+    return { result, cpu };
   };
   const parts = { env, connections: EBS_PACE.max };
   await using first = await connectAws(parts);
@@ -98,18 +105,21 @@ async function ebs(report: Report): Promise<void> {
   report("hashing first, and push", megabytes / described.seconds, "MB/s");
   await rename(`${place.disk}.snapshot.json`, `${place.disk}.json`);
   await using second = await connectAws(parts);
-  const pushed = await measured("push", () =>
+  const { result: pushed, cpu } = await measured("push", () =>
     pushVolume({ client: second.client, clock, path: place.disk, wait: true, waitStepMs: 1 }),
   );
-  report("push, of hashing and sending alone", megabytes / pushed.seconds / alone, "x");
+  report("push, of hashing and sending alone", megabytes / pushed.seconds / alone.rate, "x");
   report("push: most in flight", pushed.inFlightMax, "");
-  report("hashing and sending alone", alone, "MB/s");
+  report("hashing and sending alone", alone.rate, "MB/s");
+  report("push, CPU of hashing and sending alone over its own", alone.cpu / cpu, "x");
+  const peak = (what: string) => report(`peak memory, ${what}`, process.resourceUsage().maxRSS / 1024, "MiB");
+  peak("push");
   await using third = await connectAws(parts);
   const { snapshot } = pushed;
   await measured("pull", () =>
     pullVolume({ client: third.client, clock, snapshot, path: join(place.directory, "back.img") }),
   );
-  report("peak memory", process.resourceUsage().maxRSS / 1024, "MiB");
+  peak("pull");
 }
 
 export const EBS_CASES: readonly BenchCase[] = [
