@@ -302,3 +302,12 @@ test("containers of a Nydus image share one read-only tree; removed, its data go
     for (const hex of Object.values(nydusVariants["v6-zstd-1m"]!.layers)) assert.ok(!left.includes(`sha256:${hex}`));
   });
 });
+
+test("ctr of containerd 1.6 unpacks by itself, and says that it cannot", async () => {
+  await using place = await FakePlace.make();
+  const node = await place.node({ policy: "bound" });
+  const repository = "ctr/image";
+  const image = storeNydusImage(place.registry, { repository, variant: "v6-zstd-1m" });
+  const reference = tagManifest(place.registry, repository, image);
+  await assert.rejects(node.ctr.pull(reference, { snapshotter: "headstart" }), /no processor for media-type/);
+});
