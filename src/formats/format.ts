@@ -153,6 +153,6 @@ export interface MergedImage {
   readonly tree: FileTree;
   /** By address space of the tree; null for a blob of which no file uses anything. */
   readonly blobs: readonly (BoundBlob | null)[];
-  /** What the author wants first, in order: pieces by address space. */
-  readonly prefetch: readonly { readonly space: number; readonly piece: number }[];
+  /** What the author wants first, in order: pairs of (address space, piece), one for each unit. Often all there is, so it is flat. */
+  readonly prefetch: Uint32Array;
 }

@@ -46,7 +46,7 @@ export async function fillAll(options: {
 
 /** Units of several files, once each and in this order. Never throws: whoever fills the files meets the same again. */
 export async function fillFirst(options: {
-  units: readonly { readonly filler: Filler; readonly unit: number }[];
+  units: Iterable<{ readonly filler: Filler; readonly unit: number }>;
   budget: ByteBudget;
   signal: AbortSignal;
 }): Promise<void> {

@@ -24,14 +24,7 @@ import { Filler } from "./filler.ts";
 import type { Priority, UnitFetcher } from "./interfaces.ts";
 import type { LayerWorkers } from "./jobs.ts";
 import { agrees, readKnownDigests, unknownOf, withDigests, writeKnownDigests } from "./known-digests.ts";
-import {
-  type DeviceUse,
-  type LayerContent,
-  type LayerHost,
-  LayerImage,
-  type LazyContent,
-  type PrefetchUnit,
-} from "./layer-image.ts";
+import { type DeviceUse, type LayerContent, type LayerHost, LayerImage, type LazyContent } from "./layer-image.ts";
 import { PieceSet } from "./piece-set.ts";
 import { knownOf, type PreparedData, readUses } from "./prepare-data.ts";
 import type { LayerKey, LayerRow, LayerRows, LayerSource } from "./rows.ts";
@@ -160,7 +153,6 @@ export class DataStore {
     });
     if (uses.length !== devices.length)
       throw new HeadstartError("HS_MALFORMED", { what: `${directory}/uses: not of ${devices.length} devices` });
-    const first: PrefetchUnit[] = prefetch.map(({ space, piece }) => ({ layer: deviceOf[space]!, piece }));
     const path = join(directory, "image");
     const fillMap = new Bitmap(size / 4096);
     fillMap.setRange(0, fillMap.length);
@@ -174,7 +166,7 @@ export class DataStore {
       state: row.state,
       content: { fd: openSync(path, constants.O_RDONLY), size, fillMap, lazy: null },
       devices: uses,
-      prefetch: first,
+      prefetch: { pairs: prefetch, deviceOf },
       host: this.#parts.host,
     });
   }

@@ -140,7 +140,10 @@ test("the background fills what the author wants first, then everything, and sea
   const root = newRoot();
   const store = await openStore(root, fetcher);
   const last = files.at(-1)!;
-  const image = await create(store, "first", { ...whole, prefetch: piecesOf(whole, last.inode) });
+  const image = await create(store, "first", {
+    ...whole,
+    prefetch: Uint32Array.from(piecesOf(whole, last.inode).flatMap(({ space, piece }) => [space, piece])),
+  });
   await complete(image);
   const wanted = piecesOf(whole, last.inode)[0]!;
   const { units } = whole.blobs[wanted.space]!.table;

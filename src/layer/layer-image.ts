@@ -47,10 +47,10 @@ export interface DeviceUse {
   readonly set: PieceSet;
 }
 
-/** What the author of an image wants first: units of its devices, in order. */
-export interface PrefetchUnit {
-  readonly layer: LayerImage;
-  readonly piece: number;
+/** What the author of an image wants first, in order: pairs of (address space, piece), and the data file of each address space. */
+export interface ImagePrefetch {
+  readonly pairs: Uint32Array;
+  readonly deviceOf: readonly (LayerImage | undefined)[];
 }
 
 export interface LayerContent {
@@ -105,7 +105,7 @@ export class LayerImage implements AsyncDisposable {
   #state: LayerState;
   #content: LayerContent | null;
   readonly #devices: readonly DeviceUse[];
-  readonly #prefetch: readonly PrefetchUnit[];
+  readonly #prefetch: ImagePrefetch | null;
   #background: Promise<void> | null = null;
   /** A data file was asked to fill itself while it was about to be sealed. */
   #again = false;
@@ -126,13 +126,13 @@ export class LayerImage implements AsyncDisposable {
     state: LayerState;
     content: LayerContent | null;
     devices?: readonly DeviceUse[];
-    prefetch?: readonly PrefetchUnit[];
+    prefetch?: ImagePrefetch;
     host: LayerHost;
   }) {
     this.id = options.id;
     this.kind = options.kind;
     this.#devices = options.devices ?? [];
-    this.#prefetch = options.prefetch ?? [];
+    this.#prefetch = options.prefetch ?? null;
     this.name = String(options.id);
     this.path = options.path;
     this.identity = options.identity;
@@ -387,13 +387,18 @@ export class LayerImage implements AsyncDisposable {
   async #completeDevices(): Promise<void> {
     const { budget } = this.#host;
     const signal = this.#closing.signal;
-    const units = this.#prefetch.flatMap(({ layer, piece }) => {
-      const filler = layer.#content?.lazy?.filler;
-      return filler === undefined ? [] : [{ filler, unit: filler.table.pieceUnit[piece]! }];
-    });
-    await fillFirst({ units, budget, signal });
+    await fillFirst({ units: this.#prefetchUnits(), budget, signal });
     if (signal.aborted) return;
     for (const { layer } of this.#devices) layer.startBackground();
+  }
+
+  *#prefetchUnits(): Generator<{ filler: Filler; unit: number }> {
+    const { pairs, deviceOf } = this.#prefetch ?? { pairs: [], deviceOf: [] };
+    for (let index = 0; index < pairs.length; index += 2) {
+      const device = deviceOf[pairs[index]!];
+      const filler = device === undefined ? undefined : device.#content?.lazy?.filler;
+      if (filler !== undefined) yield { filler, unit: filler.table.pieceUnit[pairs[index + 1]!]! };
+    }
   }
 
   /** Never throws: what happens is the state. */

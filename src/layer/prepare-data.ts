@@ -133,10 +133,9 @@ const USES: SectionFormat = { magic: "HSUSES\0\0", version: 1, sectionCount: 3 }
 /** Sections: u32 pieces by address space (0: none), the bitmaps one behind the other, pairs of u32 (space, piece) of what is wanted first. */
 async function writeUses(path: string, uses: ImageUses): Promise<void> {
   const counts = Uint32Array.from(uses.pieces, (each) => each?.length ?? 0);
-  const first = Uint32Array.from(uses.prefetch.flatMap(({ space, piece }) => [space, piece]));
   const bits = Buffer.concat(uses.pieces.flatMap((each) => (each === null ? [] : [each.bytes])));
   const bytes = (array: Uint32Array) => new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
-  await writeSections(path, USES, [bytes(counts), bits, bytes(first)], { durable: true });
+  await writeSections(path, USES, [bytes(counts), bits, bytes(uses.prefetch)], { durable: true });
 }
 
 /** Throws as readSections, and HS_MALFORMED. */
@@ -157,14 +156,10 @@ export async function readUses(path: string): Promise<ImageUses> {
     at += size;
     return bitmap;
   });
-  const pairs = numbers(first);
-  if (pairs.length % 2 !== 0) throw malformed();
-  const prefetch: { space: number; piece: number }[] = [];
-  for (let index = 0; index < pairs.length; index += 2) {
-    const [space, piece] = [pairs[index]!, pairs[index + 1]!];
-    if (!(piece < (pieces[space]?.length ?? 0))) throw malformed();
-    prefetch.push({ space, piece });
-  }
+  const prefetch = numbers(first);
+  if (prefetch.length % 2 !== 0) throw malformed();
+  for (let index = 0; index < prefetch.length; index += 2)
+    if (!(prefetch[index + 1]! < (pieces[prefetch[index]!]?.length ?? 0))) throw malformed();
   return { pieces, prefetch };
 }
 

@@ -78,7 +78,7 @@ export function partOf(merged: MergedImage, inodes: readonly number[]): MergedIm
     builder.addName(0, Buffer.from(`f${index}`), builder.addInode(fields));
   });
   const blobs = merged.blobs.map((blob, space) => (blob === null ? null : withPieces(blob, used[space]!)));
-  return { tree: builder.finish(), blobs, prefetch: [] };
+  return { tree: builder.finish(), blobs, prefetch: new Uint32Array(0) };
 }
 
 function withPieces(blob: BoundBlob, pieces: ReadonlySet<number>): BoundBlob | null {
@@ -173,5 +173,5 @@ export function manyBlobs(count: number): MergedImage {
     const bound = { algorithm: "sha256", pieces: Uint32Array.of(0), digests: new Uint8Array(digests) } as const;
     return { blob, table: { units, decode }, bound };
   });
-  return { tree: builder.finish(), blobs, prefetch: [] };
+  return { tree: builder.finish(), blobs, prefetch: new Uint32Array(0) };
 }

@@ -49,7 +49,10 @@ test("the prefetch list is chunks of the files that the author named, in order",
     variant,
   );
   assert.ok(merged.prefetch.length > 0);
-  for (const { space, piece } of merged.prefetch) assert.ok(merged.blobs[space]!.bound.pieces.includes(piece));
+  for (let index = 0; index < merged.prefetch.length; index += 2) {
+    const [space, piece] = [merged.prefetch[index]!, merged.prefetch[index + 1]!];
+    assert.ok(merged.blobs[space]!.bound.pieces.includes(piece));
+  }
 });
 
 test("chunks of RAFS v5 are laid on blocks, each where the tree then says", () => {

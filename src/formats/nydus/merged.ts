@@ -46,13 +46,18 @@ export function mergedNydus(
     if (uses.start === uses.end) return null;
     return boundBlob(bootstrap, blob, uses, { info: infos[blob.index], size: sizes[blob.index]!, algorithm, what });
   });
-  const prefetch: { space: number; piece: number }[] = [];
+  const prefetch: number[] = [];
+  const wanted = blobs.map(() => new Set<number>());
   for (const address of prefetchAddresses(bootstrap)) {
     const space = Math.floor(address / ADDRESS_SPACE);
     const { units } = blobs[space]!.table;
-    prefetch.push({ space, piece: lastAtMost(units.pieceAddress, units.pieceCount, address - space * ADDRESS_SPACE) });
+    const piece = lastAtMost(units.pieceAddress, units.pieceCount, address - space * ADDRESS_SPACE);
+    const unit = units.pieceUnit[piece]!;
+    if (wanted[space]!.has(unit)) continue;
+    wanted[space]!.add(unit);
+    prefetch.push(space, piece);
   }
-  return { tree: bootstrap.tree, blobs, prefetch };
+  return { tree: bootstrap.tree, blobs, prefetch: u32(prefetch.length, (index) => prefetch[index]!) };
 }
 
 /** RAFS v5 packs chunks one behind the other; a data file has each on a block of its own. The chunks that the tree uses, in their order. */
