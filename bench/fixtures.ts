@@ -1,5 +1,6 @@
 /** Layers and images that the cases measure over: made of Debian packages, once, and cached beside the project. */
 
+import { createCipheriv, createHash } from "node:crypto";
 import { createReadStream, createWriteStream } from "node:fs";
 import { mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -33,9 +34,7 @@ export async function bigLayer(): Promise<BigLayer> {
     const { descriptor, diffID, size } = layer;
     await writeFile(join(part, "layer.json"), JSON.stringify({ descriptor, diffID, size } satisfies Fields));
   });
-  const path = join(directory, "layer.tar.gz");
-  const fields = JSON.parse(await readFile(join(directory, "layer.json"), "utf8")) as Fields;
-  return { ...fields, path, source: () => createReadStream(path, { highWaterMark: 1 << 20 }), createdBy: "big" };
+  return await cachedLayer(directory, "big");
 }
 
 /** `count` layers of the big one's content, 510 MB and 20 000 entries each, every one with a file of its own: so that nobody can take one for another. */
@@ -53,15 +52,39 @@ export async function bigLayers(count: number): Promise<BigLayer[]> {
       const { descriptor, diffID, size } = await gzipLayer(tar(), join(part, "layer.tar.gz"), `big ${index}`);
       await writeFile(join(part, "layer.json"), JSON.stringify({ descriptor, diffID, size } satisfies Fields));
     });
-    const path = join(directory, "layer.tar.gz");
-    const fields = JSON.parse(await readFile(join(directory, "layer.json"), "utf8")) as Fields;
-    const source = () => createReadStream(path, { highWaterMark: 1 << 20 });
-    layers.push({ ...fields, path, source, createdBy: `big ${index}` });
+    layers.push(await cachedLayer(directory, `big ${index}`));
   }
   return layers;
 }
 
 const TAR_BLOCK = 512;
+const NOISE_FILES = 250;
+const NOISE_FILE_BYTES = 2 ** 20;
+
+/** A layer of 260 MB that no compression makes smaller, and that has nothing in common with any other. */
+export async function noiseLayer(): Promise<BigLayer> {
+  const directory = await cachedDirectory("bench/noise-layer-1", async (part) => {
+    const tar = async function* () {
+      const zeros = Buffer.alloc(NOISE_FILE_BYTES);
+      for (let index = 0; index < NOISE_FILES; index++) {
+        const key = createHash("sha256").update(String(index)).digest();
+        const data = createCipheriv("aes-256-ctr", key, Buffer.alloc(16)).update(zeros);
+        const last = index === NOISE_FILES - 1;
+        // the end mark of every tar but the last is left out
+        yield writeTar([{ path: `noise/${index}`, data }]).subarray(0, last ? undefined : TAR_BLOCK + NOISE_FILE_BYTES);
+      }
+    };
+    const { descriptor, diffID, size } = await gzipLayer(tar(), join(part, "layer.tar.gz"), "noise");
+    await writeFile(join(part, "layer.json"), JSON.stringify({ descriptor, diffID, size } satisfies Fields));
+  });
+  return await cachedLayer(directory, "noise");
+}
+
+async function cachedLayer(directory: string, createdBy: string): Promise<BigLayer> {
+  const path = join(directory, "layer.tar.gz");
+  const fields = JSON.parse(await readFile(join(directory, "layer.json"), "utf8")) as Fields;
+  return { ...fields, path, source: () => createReadStream(path, { highWaterMark: 1 << 20 }), createdBy };
+}
 
 /** The tars of all Debian layers as one. */
 async function* concatenated(scratch: string): AsyncGenerator<Uint8Array> {

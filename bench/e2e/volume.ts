@@ -13,10 +13,9 @@ import { pushImage } from "../../src/sandbox/push.ts";
 import { Session } from "../../src/sandbox/session.ts";
 import type { Provenance } from "../../src/volume/manifest.ts";
 import { type BenchCase, percentile, type Report, say } from "../case.ts";
-import { bigLayers } from "../fixtures.ts";
+import { bigLayers, noiseLayer } from "../fixtures.ts";
 
 const ROUNDS = 3;
-const COMMAND = join(import.meta.dirname, "../../bin/headstart");
 
 interface Run {
   readonly ms: number;
@@ -42,8 +41,12 @@ async function manifestOf(path: string) {
 }
 
 async function volume(report: Report): Promise<void> {
-  const layers = await bigLayers(6);
+  const layers = [...(await bigLayers(5)), await noiseLayer()];
   await using session = await Session.open({ say });
+  // as it is installed: the sources are compiled anew by every thread
+  const installed = join(session.root, "b");
+  await execute(process.execPath, [join(import.meta.dirname, "../../scripts/bundle.ts"), "--out", installed]);
+  const command = join(installed, "bin/headstart");
   const layout = join(session.root, "layout");
   const push = async (name: string, indices: readonly number[]) => {
     await writeImage(
@@ -60,7 +63,7 @@ async function volume(report: Report): Promise<void> {
   const output = (name: string) => join(session.root, `${name}.img`);
   const build = async (name: string, more: readonly string[] = []) => {
     for (const path of [output(name), `${output(name)}.json`]) rmSync(path, { force: true });
-    return await timed(COMMAND, [
+    return await timed(command, [
       "volume",
       "build",
       ...images,

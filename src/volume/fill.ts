@@ -37,7 +37,7 @@ export interface FillRequest {
 /** What one push may hold: a thousandfold expansion of it must fit into memory. */
 const READ_BYTES = 64 * 1024;
 
-/** Throws HS_TRUNCATED when the source ends before its last row, HS_LAYER_REFUSED, HS_DISK_FULL. */
+/** The image must be zeros where the rows lead. Throws HS_TRUNCATED when the source ends before its last row, HS_LAYER_REFUSED, HS_DISK_FULL. */
 export function fillImage(request: FillRequest): void {
   using target = new PlacedWriter(request.image, request.rows);
   const source = openSync(request.blob, constants.O_RDONLY);
@@ -70,6 +70,7 @@ function eachPiece(fd: number, size: number, use: (bytes: Uint8Array) => void): 
 }
 
 const BUFFER_BYTES = MiB;
+const ZEROS = Buffer.alloc(BUFFER_BYTES);
 
 /** Takes a stream from its start and puts what the rows want into the image. Rows that follow each other in the image become one write. */
 class PlacedWriter implements Disposable {
@@ -107,7 +108,9 @@ class PlacedWriter implements Disposable {
   }
 
   flush(): void {
-    if (this.#fill > 0) writeFully(this.#fd, this.#buffer.subarray(0, this.#fill), this.#base);
+    const bytes = this.#buffer.subarray(0, this.#fill);
+    // the image is all zeros where nothing was written, and such places cost nothing
+    if (this.#fill > 0 && !ZEROS.subarray(0, this.#fill).equals(bytes)) writeFully(this.#fd, bytes, this.#base);
     this.#fill = 0;
   }
 
