@@ -74,4 +74,8 @@ test("inspect tells bootstraps, blobs and images apart", async () => {
   const [manifest] = await json("inspect", `oci:${nydusLayout}:native`);
   assert.equal(manifest!.kind, "oci-manifest");
   assert.equal((manifest!.nydus as { blobs: unknown[] }).blobs.length, 3);
+  const [index] = await json("inspect", `oci:${nydusLayout}:native-merge`);
+  assert.equal(index!.kind, "oci-index");
+  const [form, ...more] = index!.nydusForms as { platform: string; bootstrap: { chunks: number }; problem: null }[];
+  assert.deepEqual([form!.platform, form!.bootstrap.chunks, form!.problem, more], ["linux/amd64", 341, null, []]);
 });

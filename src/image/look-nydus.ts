@@ -4,8 +4,8 @@
  */
 
 import { readFile, stat } from "node:fs/promises";
-import { digestHex } from "../base/digest.ts";
-import { HeadstartError } from "../base/errors.ts";
+import { type Digest, digestHex } from "../base/digest.ts";
+import { HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { ADDRESS_SPACE } from "../erofs/file-tree.ts";
 import { mergeTrees } from "../erofs/overlay.ts";
 import { type NydusBootstrap, readBootstrap } from "../formats/nydus/bootstrap.ts";
@@ -16,11 +16,13 @@ import { NYDUS_LIMITS } from "../formats/nydus/ondisk.ts";
 import { openChunkInfo, openNydus } from "../formats/nydus/open.ts";
 import { BlobDirectory } from "../oci/blob-directory.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
-import { type LoadedImage, loadManifest, parseManifest } from "../oci/manifest.ts";
-import { isManifestType } from "../oci/media-types.ts";
+import { type LoadedImage, loadManifest, parseIndex, parseManifest } from "../oci/manifest.ts";
+import { isIndexType, isManifestType } from "../oci/media-types.ts";
+import { formatPlatform } from "../oci/platform.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { UnitContent } from "./content.ts";
 import type { LookedImage, LookOptions } from "./look.ts";
+import { isNydusEntry } from "./siblings.ts";
 
 /** What is known of a Nydus image before any of its data is read. */
 export interface NydusParts {
@@ -112,6 +114,32 @@ export async function inspectNydusImage(reader: ImageReader, descriptor: Descrip
   const manifest = parseManifest(await reader.readManifest(descriptor), `manifest ${descriptor.digest}`);
   if (!isNydusManifest(manifest)) return null;
   return bootstrapFacts((await openNydusImage(reader, await loadManifest(reader, descriptor))).bootstrap);
+}
+
+export interface NydusFormFacts {
+  readonly manifest: Digest;
+  readonly platform: string | null;
+  /** Null where it cannot be read, with the reason. */
+  readonly bootstrap: BootstrapFacts | null;
+  readonly problem: string | null;
+}
+
+/** The Nydus images that stand beside OCI images in an index; empty for anything else. Fetches their bootstrap layers. */
+export async function inspectNydusForms(reader: ImageReader, descriptor: Descriptor): Promise<NydusFormFacts[]> {
+  if (!isIndexType(descriptor.mediaType)) return [];
+  const { manifests } = parseIndex(await reader.readManifest(descriptor), `index ${descriptor.digest}`);
+  const forms: NydusFormFacts[] = [];
+  for (const entry of manifests.filter(isNydusEntry)) {
+    const platform = entry.platform === undefined ? null : formatPlatform(entry.platform);
+    const common = { manifest: entry.digest, platform };
+    try {
+      forms.push({ ...common, bootstrap: await inspectNydusImage(reader, entry), problem: null });
+    } catch (error) {
+      if (!isHeadstartError(error)) throw error;
+      forms.push({ ...common, bootstrap: null, problem: error.message });
+    }
+  }
+  return forms;
 }
 
 async function look(parts: NydusParts, options: LookOptions): Promise<LookedImage> {

@@ -14,7 +14,7 @@ import { inspectBootstrap } from "../../formats/nydus/inspect.ts";
 import { NYDUS_LIMITS } from "../../formats/nydus/ondisk.ts";
 import { readPrefetch, readSociIndex } from "../../formats/soci/index.ts";
 import { inspectZtoc } from "../../formats/soci/inspect.ts";
-import { inspectNydusImage, inspectRafs } from "../../image/look-nydus.ts";
+import { inspectNydusForms, inspectNydusImage, inspectRafs } from "../../image/look-nydus.ts";
 import { parseConfig, parseIndex, parseManifest } from "../../oci/manifest.ts";
 import { parseSource } from "../../oci/reference.ts";
 import { addSourceOptions, openNamed, type SourceOptions } from "../sources.ts";
@@ -78,11 +78,13 @@ async function inspectSource(name: string, options: SourceOptions): Promise<Insp
   await using reader = await openNamed(name, options);
   const descriptor = await reader.resolve();
   const nydus = await inspectNydusImage(reader, descriptor);
+  const forms = await inspectNydusForms(reader, descriptor);
   return {
     ...inspectJson(await reader.readManifest(descriptor), name)!,
     digest: descriptor.digest,
     size: descriptor.size,
     ...(nydus !== null && { nydus }),
+    ...(forms.length > 0 && { nydusForms: forms }),
   };
 }
 
