@@ -325,14 +325,16 @@ export class LayerImage implements AsyncDisposable {
     this.#settled.reject(error);
   }
 
-  /** Why the background fill waits or stopped; null when all is well. */
+  /** Why the background fill waits or stopped, or what cannot be had; null when all is well. */
   get trouble(): string | null {
-    return (
-      this.#trouble ??
-      this.#content?.lazy?.filler.trouble ??
-      this.#devices.find(({ layer, set }) => set.left > 0 && layer.trouble)?.layer.trouble ??
-      null
-    );
+    const device = this.#devices.find(({ layer, set }) => set.left > 0 && layer.trouble !== null);
+    return this.#trouble ?? this.unsound ?? device?.layer.trouble ?? null;
+  }
+
+  /** What is wrong with bytes that no source has right; of an image: with some that it lacks. Null when nothing is known to be. */
+  get unsound(): string | null {
+    const device = this.#devices.find(({ layer, set }) => set.left > 0 && layer.unsound !== null);
+    return this.#content?.lazy?.filler.trouble ?? device?.layer.unsound ?? null;
   }
 
   /** Aborts when the layer is closed. */

@@ -48,7 +48,7 @@ export async function writeSections(
   await directory.sync();
 }
 
-/** The sections, each over a SharedArrayBuffer of its own. Throws HS_MALFORMED, HS_TRUNCATED, HS_DIGEST_MISMATCH, or ENOENT. */
+/** The sections, each over a SharedArrayBuffer of its own. Throws HS_MALFORMED, HS_TRUNCATED, HS_LIMIT, HS_DIGEST_MISMATCH, or ENOENT. */
 export async function readSections(path: string, format: SectionFormat): Promise<Uint8Array[]> {
   const bytes = await readFile(path);
   const reader = new Reader(bytes, { what: path });
