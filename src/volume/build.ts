@@ -211,8 +211,7 @@ async function buildDisk(
   writeManifest(`${part}.json`, record);
   signal.throwIfAborted();
   checkOutput(output, layout);
-  // unlike a rename, a link never replaces what came there meanwhile
-  publish(`${part}.json`, output, () => linkSync(image, output));
+  publish(`${part}.json`, output, () => giveName(image, output));
   return { record, followed: written.layout.followed };
 }
 
@@ -250,6 +249,17 @@ function digestOfPlan(plan: VolumePlan, layout: VolumeLayout, options: DiskOptio
 
 function writeManifest(path: string, record: Provenance): void {
   writeFileSync(path, `${JSON.stringify(record, null, 2)}\n`, { flag: "wx", mode: 0o644, flush: true });
+}
+
+/** Unlike a rename, a link never replaces what came there meanwhile; not every file system has links. */
+function giveName(image: string, output: string): void {
+  try {
+    linkSync(image, output);
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? "";
+    if (!["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code)) throw error;
+    renameSync(image, output);
+  }
 }
 
 /** Both or none. */

@@ -15,6 +15,7 @@ import { isBucket } from "../../src/volume/bolt/ondisk.ts";
 import { readBolt } from "../../src/volume/bolt/read.ts";
 import { inspectRoot } from "../../src/volume/inspect.ts";
 import { buildImage, shellLayer } from "../build-image.ts";
+import { fsckExt4 } from "../tools/ext4-image.ts";
 import { COMMAND, headstart, Place } from "./place.ts";
 
 const CRI = "k8s.io";
@@ -229,6 +230,24 @@ test("a disk does not take root, and is the same whoever builds it", async () =>
   await headstart([...args, join(place.root, "disk.img")]);
   // with the digests of all blocks, which were read back from the disks
   assert.deepEqual(readFileSync(join(folder, "disk.img.json")), readFileSync(join(place.root, "disk.img.json")));
+});
+
+test("several platforms are a disk each, with the architecture in its name", async () => {
+  await using place = await Place.make();
+  const args = [`oci:${FIXTURE}:index`, "--name", "host/fixture:1", "--layout", "al2023"];
+  const output = join(place.root, "data.img");
+  const platforms = ["--platform", "linux/amd64,linux/arm64", "--output", output, "--json"];
+  const { stdout } = await headstart(["volume", "build", ...args, ...platforms]);
+  const built = stdout
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line) as { output: string; platform: string });
+  const named = ["amd64", "arm64"].map((name) => [join(place.root, `data-${name}.img`), `linux/${name}`]);
+  assert.deepEqual(
+    built.map(({ output: path, platform }) => [path, platform.replace(/\/v8$/, "")]),
+    named,
+  );
+  for (const [path] of named) fsckExt4(path!);
 });
 
 test("a root without the layers' blobs starts containers too", async () => {
