@@ -336,6 +336,13 @@ test("data files go when the last image that refers to them has gone", async () 
   const kept = a.devices.map(({ layer }) => layer.id);
   assert.ok(left.length > 0 && left.every((id) => !kept.includes(id)));
   await store.remove(a.id);
+  // an image that comes at that moment has data files of its own
+  const [, again] = await Promise.all([
+    Promise.all(store.unreferenced().map((id) => store.remove(id))),
+    create(store, "again", whole),
+  ]);
+  assert.equal(hexOf(await contentOf(again, whole, files[0]!.inode)), truth("v6-zstd-1m", whole, files[0]!.inode));
+  await store.remove(again.id);
   for (const id of store.unreferenced()) await store.remove(id);
   assert.deepEqual(store.list(), []);
   assert.equal(existsSync(join(root, "layers", String(kept[0]))), false);

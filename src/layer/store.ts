@@ -311,6 +311,8 @@ export class LayerStore implements AsyncDisposable {
   async remove(id: number): Promise<void> {
     if (this.#data.isUsed(id))
       throw new HeadstartError("HS_LAYER_STATE", { what: `data file ${id} is part of an image` });
+    // at once: an image that is made meanwhile shall not be given it
+    if (this.#rows.get(id)?.kind === "data") this.#rows.delete(id);
     await this.#open.get(id)?.close();
     this.#rows.delete(id);
     this.#data.forget(id);
