@@ -21,7 +21,7 @@ import type { LayerMaker } from "./layer-maker.ts";
 import { NYDUS, openNydus } from "./nydus.ts";
 import { describeManifest, imageOf, type ManifestSource, type OpenedImage, preferLocal } from "./open.ts";
 import { type Found, findNydus, findOci, type Sibling } from "./siblings.ts";
-import { type Owner, PROBE_BYTES, packSource } from "./source.ts";
+import { type Owner, PROBE_BYTES, packSource, unpackSource } from "./source.ts";
 import { EMPTY_LAYER, type Substitutes } from "./substitutes.ts";
 import { allowsReferrers, type TrustPolicy } from "./trust.ts";
 
@@ -82,18 +82,36 @@ export class Planner {
     image: { readonly reference: string; readonly manifest: Digest; readonly namespace: string | null },
     options: { signal: AbortSignal; settled: () => Promise<void> },
   ): Promise<Plan> {
+    const context = await this.#open(image, options);
+    return isNydusManifest(context.loaded.manifest) ? await this.#planNydus(context) : await this.#planOci(context);
+  }
+
+  /** The OCI form of a Nydus image that was claimed, of which some bytes cannot be had. Throws as `plan`. */
+  async planInstead(
+    nydus: LayerRow,
+    why: string,
+    options: { namespace: string | null; signal: AbortSignal; settled: () => Promise<void> },
+  ): Promise<Plan> {
+    const { reference, table } = unpackSource(nydus.source);
+    if (table === null) throw new HeadstartError("HS_NYDUS_UNUSABLE", { what: `layer ${nydus.id} names no manifest` });
+    const { namespace } = options;
+    const context = await this.#open({ reference, manifest: table.digest, namespace }, options);
+    return await this.#planTwin(context, why, [nydus.id]);
+  }
+
+  async #open(
+    image: { readonly reference: string; readonly manifest: Digest; readonly namespace: string | null },
+    options: { signal: AbortSignal; settled: () => Promise<void> },
+  ): Promise<Context> {
     const { manifests } = this.#parts;
     const { reference, namespace } = image;
+    const { signal, settled } = options;
     const parsed = parseReference(reference);
     const remote = await this.#parts.repository(parsed);
-    const { descriptor } = await describeManifest(remote, manifests, image.manifest, {
-      namespace,
-      signal: options.signal,
-    });
+    const { descriptor } = await describeManifest(remote, manifests, image.manifest, { namespace, signal });
     const reader = preferLocal(remote, manifests, { namespace, manifest: descriptor });
-    const loaded = await loadManifest(reader, descriptor, options.signal);
-    const context = { reference, parsed, remote, reader, loaded, ...options };
-    return isNydusManifest(loaded.manifest) ? await this.#planNydus(context) : await this.#planOci(context);
+    const loaded = await loadManifest(reader, descriptor, signal);
+    return { reference, parsed, remote, reader, loaded, signal, settled };
   }
 
   async #planOci(context: Context): Promise<Plan> {
@@ -186,7 +204,7 @@ export class Planner {
       nydus = await this.#makeNydus(reference, loaded, opened);
     } catch (error) {
       signal.throwIfAborted();
-      return await this.#planTwin(context, error);
+      return await this.#planTwin(context, error, []);
     }
     return {
       ...nydusLayers(loaded, { layer: nydus.id, mode: "lazy", reason: null }),
@@ -198,7 +216,7 @@ export class Planner {
   }
 
   /** A Nydus image that cannot be had: its bootstrap's snapshot shows the layers of its OCI form. Throws HS_NYDUS_UNUSABLE when there is none. */
-  async #planTwin(context: Context, error: unknown): Promise<Plan> {
+  async #planTwin(context: Context, error: unknown, covers: readonly number[]): Promise<Plan> {
     const { policy, substitutes } = this.#parts;
     const { loaded, remote, reference, parsed, signal } = context;
     const { digest } = loaded.manifestDescriptor;
@@ -226,6 +244,7 @@ export class Planner {
     const ids = own.map((planned) => planned.layer);
     const substitute = substitutes.declare(chainIDs(loaded.diffIDs).at(-1)!, {
       layers: ids,
+      covers,
       owner: ownerBy(twin.found, { reference, manifest: digest }),
       reference,
       reason,

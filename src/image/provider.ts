@@ -76,6 +76,8 @@ export class ImageProvider {
   readonly #offeredAtMs = new Map<number, number>();
   readonly #collecting = new Set<Promise<void>>();
   readonly #records = new Map<string, { record: ImageRecord; opening: Promise<void> }>();
+  /** Plans of the OCI forms of Nydus images that turned out not to be sound. */
+  readonly #instead = new Map<number, Promise<Plan>>();
   /** Why containers upon a chain were not given its alternative the last time. */
   readonly #withheld = new Map<ChainID, string>();
 
@@ -129,10 +131,12 @@ export class ImageProvider {
     }
     const parts: (number | null)[] = [];
     for (const [position, id] of chain.entries()) {
+      const isTop = position === chain.length - 1;
       const substitute = id === null ? null : this.#substitutes.substitute(id);
       if (id === null) parts.push(null);
-      else if (substitute === null || options.adopted !== undefined) parts.push(...this.#substitutes.parts(id));
-      else parts.push(...(await this.#layersInstead(substitute, position === chain.length - 1, options)));
+      else if (options.adopted !== undefined) parts.push(...this.#substitutes.parts(id));
+      else if (substitute !== null) parts.push(...(await this.#layersInstead(substitute, isTop, options)));
+      else parts.push(...((isTop ? await this.#insteadOfUnsound(id, options) : null) ?? this.#substitutes.parts(id)));
     }
     return parts;
   }
@@ -172,16 +176,22 @@ export class ImageProvider {
         reference: record.reference,
         manifest: record.manifest,
         mode: plan !== null ? mode : refusal === null ? "opening" : "unclaimed",
-        reason: refusal?.reason ?? withheld ?? plan?.reason ?? null,
+        reason: refusal?.reason ?? withheld ?? plan?.reason ?? this.#unsound(plan),
         layers,
       };
     });
   }
 
+  /** What is wrong with a Nydus image of which bytes came wrong from everywhere. */
+  #unsound(plan: Plan | null): string | null {
+    const top = this.#options.store.opened(plan?.layers.at(-1)?.layer ?? EMPTY_LAYER);
+    return top?.kind === "image" ? top.unsound : null;
+  }
+
   /** What became of a plan: an index that turned out bad makes a layer eager. */
   #layerNow(layer: PlannedLayer, withheld: string | null): PlannedLayer {
     const { store } = this.#options;
-    const failure = this.maker.trouble(layer.layer);
+    const failure = this.maker.trouble(layer.layer) ?? store.opened(layer.layer)?.unsound ?? null;
     const standIn = this.maker.standIn(layer.layer);
     if (withheld !== null) return { ...layer, mode: "eager", reason: failure ?? withheld };
     if (standIn === null) return { ...layer, reason: failure ?? layer.reason };
@@ -222,6 +232,7 @@ export class ImageProvider {
     // images that planned it are opened anew at their next pull
     for (const [key, { record }] of this.#records) if (record.plan?.uses.has(layer)) this.#records.delete(key);
     this.#offeredAtMs.delete(layer);
+    this.#instead.delete(layer);
     try {
       await unmount(layer);
       await this.maker.remove(layer);
@@ -246,12 +257,13 @@ export class ImageProvider {
     if (options.adopted !== undefined) return options.adopted(layer) ? layer : null;
     try {
       const other = await this.#private.otherImage(chain, alternative.owner, options);
-      if (other === null) {
-        await this.ready(layer, options.signal);
+      const { unsound } = other === null ? await this.ready(layer, options.signal) : { unsound: null };
+      if (other === null && unsound === null) {
         this.#withheld.delete(chain);
         return layer;
       }
-      const what = `the image ${other.name} has the same layers, and nothing says that they hold the same there`;
+      const what =
+        unsound ?? `the image ${other?.name} has the same layers, and nothing says that they hold the same there`;
       this.#withheld.set(chain, `its Nydus form is not used: ${what}`);
     } catch (error) {
       options.signal?.throwIfAborted();
@@ -278,6 +290,46 @@ export class ImageProvider {
         `images of one Nydus bootstrap have different OCI forms: ${other.name}: ${refusal?.reason ?? plan?.reason}`,
       );
     return this.#substitutes.parts(top);
+  }
+
+  /** A Nydus image of which bytes came wrong from everywhere: its OCI form, for containers from now on. Null where all is well, or there is nothing better. */
+  async #insteadOfUnsound(
+    id: number,
+    options: { namespace: string | null; signal?: AbortSignal | undefined },
+  ): Promise<readonly number[] | null> {
+    const { store } = this.#options;
+    const row = store.row(id);
+    const why = row?.kind === "image" ? (store.opened(id)?.unsound ?? null) : null;
+    if (row === null || why === null) return null;
+    try {
+      const planned = this.#instead.get(id) ?? this.#planInstead(row, why, options.namespace);
+      this.#instead.set(id, planned);
+      const substitute = this.#substitutes.substitute((await planned).layers.at(-1)!.layer);
+      if (substitute === null || (await this.#private.otherImage(substitute.chain, substitute.owner, options)) !== null)
+        return null;
+      return substitute.layers;
+    } catch (error) {
+      this.#instead.delete(id);
+      options.signal?.throwIfAborted();
+      publish("image:nydus-refused", { layer: id, reason: `${why}; ${describeError(error)}` });
+      return null;
+    }
+  }
+
+  async #planInstead(row: LayerRow, why: string, namespace: string | null): Promise<Plan> {
+    const plan = await this.#planner.planInstead(row, why, { namespace, ...this.#planOptions() });
+    this.#noteOffered(plan);
+    for (const layer of plan.start) this.maker.start(layer);
+    return plan;
+  }
+
+  #planOptions(): { signal: AbortSignal; settled: () => Promise<void> } {
+    return {
+      signal: AbortSignal.timeout(OPEN_MS_MAX),
+      settled: async () => {
+        while (this.#collecting.size > 0) await Promise.allSettled(this.#collecting);
+      },
+    };
   }
 
   async #open(
@@ -317,15 +369,7 @@ export class ImageProvider {
   async #plan(record: ImageRecord, namespace: string | null): Promise<void> {
     const { reference, manifest } = record;
     try {
-      const plan = await this.#planner.plan(
-        { reference, manifest, namespace },
-        {
-          signal: AbortSignal.timeout(OPEN_MS_MAX),
-          settled: async () => {
-            while (this.#collecting.size > 0) await Promise.allSettled(this.#collecting);
-          },
-        },
-      );
+      const plan = await this.#planner.plan({ reference, manifest, namespace }, this.#planOptions());
       record.plan = plan;
       this.#noteOffered(plan);
       for (const layer of plan.start) this.maker.start(layer);

@@ -39,7 +39,7 @@ test("a snapshot may show nothing, its layer, or the layers that its row lists",
   const [a, b] = [layer("a"), layer("b")];
   const chain = chainIDs([digest("blob") as DiffID, digest("bootstrap") as DiffID])[1]!;
   const owner = { by: "manifest", digest: digest("twin") } as const;
-  const options = { layers: [a, b], owner, reference, reason: "no bootstrap" };
+  const options = { layers: [a, b], covers: [], owner, reference, reason: "no bootstrap" };
   const substitute = substitutes.declare(chain, options);
   assert.deepEqual(substitutes.parts(EMPTY_LAYER), []);
   assert.deepEqual(substitutes.parts(a), [a]);
@@ -59,7 +59,13 @@ test("what a row lists lives as long as it does; an alternative as long as all t
   const { substitutes, layer } = await setUp(stack);
   const [a, b, whole] = [layer("a"), layer("b"), layer("whole")];
   const owner = { by: "index", digest: digest("index") } as const;
-  const substitute = substitutes.declare(digest("chain") as ChainID, { layers: [a], owner, reference, reason: "" });
+  const substitute = substitutes.declare(digest("chain") as ChainID, {
+    layers: [a],
+    covers: [],
+    owner,
+    reference,
+    reason: "",
+  });
   const chain = substitutes.chainOf([a, b])!;
   assert.equal(chain, chainIDs([identity("a").diffID as DiffID, identity("b").diffID as DiffID])[1]);
   const covers = [a, b];

@@ -42,10 +42,10 @@ export class Substitutes {
     this.#store = store;
   }
 
-  /** A row that stands for the bootstrap layer at the top of `chain`; `layers` are those of the image's other form. */
+  /** A row that stands for the bootstrap layer at the top of `chain`; `layers` are those of the image's other form, `covers` the rows without which it is of no use. */
   declare(
     chain: ChainID,
-    source: { layers: readonly number[]; owner: Owner; reference: string; reason: string },
+    source: { layers: readonly number[]; covers: readonly number[]; owner: Owner; reference: string; reason: string },
   ): number {
     const packed = packSource(source);
     // a snapshot may name it as long as it lives: another meaning is another row
@@ -104,7 +104,7 @@ export class Substitutes {
     for (const row of this.#store.list()) {
       if (!isListing(row)) continue;
       const { layers, covers } = unpackSource(row.source);
-      const alive = row.format === SUBSTITUTE ? inUse.has(row.id) : covers.every((id) => inUse.has(id));
+      const alive = inUse.has(row.id) || (covers.length > 0 && covers.every((id) => inUse.has(id)));
       if (alive) for (const id of [row.id, ...layers]) kept.add(id);
     }
     return kept;
