@@ -32,6 +32,13 @@ test("the blob is read while it is copied, and from the source alone once it is 
   }
 });
 
+test("of two that read the same blob at once each gets all of it", async () => {
+  const { source, destination, layer } = await setUp();
+  const copier = new Copier(source, destination);
+  const both = [copyPassing(copier, layer, hash), copyPassing(copier, layer, hash)];
+  assert.deepEqual(await Promise.all(both), [layer.digest, layer.digest]);
+});
+
 test("what its reader refuses is not copied to its end, and the reader's reason is told", async () => {
   const { source, destination, layer } = await setUp();
   let given = 0;

@@ -4,6 +4,7 @@
  */
 
 import { type Digest, digestHex, sha256 } from "../base/digest.ts";
+import { HeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
 import type { LayerRole } from "../formats/format.ts";
 import { NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts";
@@ -81,6 +82,10 @@ export class NydusImageWriter implements AsyncDisposable {
     image: LoadedImage,
     how: { readonly beside: boolean; readonly isReferrer: boolean },
   ): Promise<WrittenNydusImage> {
+    if (image.layers.length === 0)
+      throw new HeadstartError("HS_NYDUS_LIMIT", {
+        what: `manifest ${image.manifestDescriptor.digest}: an image without layers`,
+      });
     const built = await this.#options.together.all(
       image.layers.map((layer, position) =>
         this.#layer(layer, image.diffIDs[position]!, position === 0 ? "lowest" : "upper", how.beside || how.isReferrer),

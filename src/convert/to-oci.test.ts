@@ -10,6 +10,7 @@ import { sha256 } from "../base/digest.ts";
 import { type ErrorCode, isHeadstartError } from "../base/errors.ts";
 import { compareTreeLines } from "../erofs/tree-lines.ts";
 import { NYDUS_DEFAULTS } from "../formats/nydus/write/options.ts";
+import { checkNydusForm } from "../image/check-nydus.ts";
 import { goManifest } from "../oci/gojson.ts";
 import { MEDIA_TYPES } from "../oci/media-types.ts";
 import { openDestination } from "../oci/open.ts";
@@ -119,6 +120,36 @@ test("tars whose chunks lie in a dictionary's blobs come back too", async () => 
     images[0]!.layers.map(({ diffID }) => diffID),
     (await load(source)).diffIDs,
   );
+});
+
+test("layers that stand twice, empty layers and layers of marks alone come back as they were", async () => {
+  const layout = join(places.root, "odd");
+  const twice = [
+    { path: "etc/", mode: 0o755 },
+    { path: "etc/motd", data: "hello\n" },
+  ];
+  const marks = [{ path: "etc/.wh.motd" }, { path: "etc/.wh..wh..opq" }];
+  await buildImage(layout, "image", [twice, twice, [], marks, twice, [], [{ path: "etc/late", data: "x" }]]);
+  for (const mode of ["native", "ref"] as const) {
+    const [nydus, plain] = [places.place(), places.place()];
+    await toNydus(`oci:${layout}:image`, nydus, { mode });
+    await using source = await open(`oci:${layout}:image`);
+    await using reader = await open(nydus);
+    const before = await load(source);
+    const against = { reader: source, image: before };
+    assert.deepEqual((await checkNydusForm(reader, await load(reader), { against }))!.findings, []);
+    const { images } = await toOci(nydus, plain);
+    assert.deepEqual(
+      images[0]!.layers.map(({ diffID }) => diffID),
+      before.diffIDs,
+    );
+  }
+});
+
+test("an image without layers is refused by name", async () => {
+  const layout = join(places.root, "none");
+  await buildImage(layout, "image", []);
+  await assert.rejects(toNydus(`oci:${layout}:image`, places.place()), code("HS_NYDUS_LIMIT"));
 });
 
 /** The image as other tools would have written it: nothing tells what its layers were. */
