@@ -4,6 +4,7 @@ import { sha256 } from "../base/digest.ts";
 import { GiB, MiB } from "../base/limits.ts";
 import { type FileTree, FileTreeBuilder, FileType } from "../erofs/file-tree.ts";
 import { type DiskLayoutRequest, identityOf, layoutDisk, uuidText } from "./disk-layout.ts";
+import type { FormerVolume } from "./former.ts";
 import { DISK_TARGETS, diskSkeleton } from "./layout/disk.ts";
 import { makePlan } from "./plan.ts";
 
@@ -102,6 +103,63 @@ test("regions begin on 512 KiB of the disk and do not meet; a layer's rows ascen
   }
   const region = snapshot(1);
   assert.ok(rows.offset[0]! >= MiB + region.startBlock * 4096);
+});
+
+/** What a later build would read of the manifest of this layout. */
+function formerOf(layout: ReturnType<typeof layoutDisk>, wanted: DiskLayoutRequest): FormerVolume {
+  const { rest, stores, records } = layout.placeOf;
+  const [snapshot] = wanted.plan.snapshots;
+  return {
+    path: "disk.img.json",
+    target: "bottlerocket",
+    platform: "linux/amd64",
+    snapshotter: "overlayfs",
+    plan: DIGEST,
+    digest: "",
+    previous: null,
+    size: layout.diskSize,
+    time: wanted.plan.time,
+    sequence: 1,
+    uuid: Buffer.from(layout.identity.uuid).toString("hex"),
+    hashSeed: Buffer.from(layout.identity.hashSeed).toString("hex"),
+    diskGuid: layout.identity.diskGuid,
+    inodesPerGroup: layout.ext4.geometry.inodesPerGroup,
+    layers: [{ ...snapshot!, lowest: true, place: layout.placeOf.snapshot(1) }],
+    blobs: new Map([[DIGEST, layout.placeOf.blob(DIGEST)!]]),
+    regions: { rest, stores, records },
+  };
+}
+
+test("after a former disk: the same again; what has outgrown its place moves alone; what has outgrown the disk is placed anew", () => {
+  const first = request(treeOf(300, 5000));
+  const layout = layoutDisk(first);
+  const former = formerOf(layout, first);
+  const again = layoutDisk({ ...first, former });
+  assert.deepEqual(again.followed, { kept: true, moved: 0 });
+  assert.deepEqual(again.placeOf.snapshot(1), layout.placeOf.snapshot(1));
+
+  const grown = layoutDisk({ ...request(treeOf(400, 5000)), former });
+  assert.deepEqual(grown.followed, { kept: true, moved: 1 });
+  assert.ok(grown.placeOf.snapshot(1).inodeCount > layout.placeOf.snapshot(1).inodeCount);
+  assert.deepEqual(grown.placeOf.blob(DIGEST), layout.placeOf.blob(DIGEST));
+  assert.deepEqual(grown.identity, layout.identity);
+
+  const large = layoutDisk({ ...request(treeOf(1, 1100 * MiB)), former });
+  assert.ok(large.followed?.kept === false && /do not fit/.test(large.followed.reason), JSON.stringify(large.followed));
+  assert.equal(large.diskSize, 2 * GiB);
+});
+
+test("a former place that no file system has is given up, not believed", () => {
+  const first = request(treeOf(300, 5000));
+  const former = formerOf(layoutDisk(first), first);
+  const far = { startBlock: 2 ** 40, blockCount: 128, firstInode: 4097, inodeCount: 400 };
+  const many = { ...former.layers[0]!.place, inodeCount: 2 ** 40 };
+  for (const place of [far, many]) {
+    const layout = layoutDisk({ ...first, former: { ...former, layers: [{ ...former.layers[0]!, place }] } });
+    assert.equal(layout.diskSize, GiB);
+    assert.ok(layout.placeOf.snapshot(1).startBlock < 2 ** 18);
+  }
+  assert.equal(layoutDisk({ ...first, former: { ...former, inodesPerGroup: 7 } }).followed?.kept, false);
 });
 
 test("identities are UUIDs of their own kind, and follow from the plan alone", () => {
