@@ -25,6 +25,7 @@ import {
 import { kernelLinesApart } from "../tools/kernel-lines.ts";
 import { image as imageLine } from "./daemon-status.ts";
 import { FakePlace, runShell } from "./fake-place.ts";
+import { reading, runIn } from "./nydus-place.ts";
 
 const NO_CLOCK = 10n ** 18n * 4n;
 const VARIANT = "v6-zstd-1m";
@@ -128,6 +129,26 @@ test("a Nydus form that is not sound costs the lazy start and nothing else", asy
   const line = await imageLine(node, reference);
   assert.equal(line.mode, "eager");
   assert.match(line.reason ?? "", /its Nydus form sha256:\S+ cannot be used: .*HS_/);
+});
+
+test("a chunk of the Nydus form that no source has right: an I/O error once, then the layers", async () => {
+  await using place = await FakePlace.make();
+  const { registry } = place;
+  const repository = "merged/chunks";
+  const nydus = storeNydusImage(registry, {
+    repository,
+    variant: VARIANT,
+    configType: MEDIA_TYPES.nydusConfig,
+    blob: (bytes, { layer }) => (layer === "layer-0" ? Buffer.from(bytes).fill(0x55, 4096, 600_000) : bytes),
+  });
+  const reference = storeIndex(registry, repository, { oci: storeOciTwin(registry, repository), nydus });
+  const node = await place.node({ policy: "referrers", config: WITHOUT_BACKGROUND });
+  const pod = await node.cri.runPod("chunks");
+  await node.cri.pull(reference);
+  const { script, printed } = reading("/data/mixed-3m");
+  assert.match((await runIn(node, pod, reference, `${script} 2>&1`)).output, /Input\/output error/);
+  assert.equal((await runIn(node, pod, reference, script)).output, printed);
+  assert.match((await imageLine(node, reference)).reason ?? "", /its Nydus form is not used: \[HS_UNIT_DIGEST\]/);
 });
 
 test("what a lying index says of shared layers is seen by nobody but containers of its own image", async () => {
