@@ -199,6 +199,7 @@ test("what follows a push comes after its completion: fast restore, the paramete
     "/warm/app",
   );
   assert.equal(pushed.status, "completed");
+  assert.equal((pushed.blocks as { sent: number }).sent, (dry.estimate as { blocks: number }).blocks);
   assert.deepEqual(pushed.deleted, [ids[4], ids[0]]);
   const why = new Map((pushed.kept as { snapshot: string; why: string }[]).map((each) => [each.snapshot, each.why]));
   assert.deepEqual(

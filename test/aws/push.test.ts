@@ -36,7 +36,12 @@ class Place implements AsyncDisposable {
   }
 
   async push(options: Partial<PushOptions> = {}): Promise<PushResult> {
-    await using aws = await connectAws({ env: this.env, connections: 256, backoff: { baseMs: 2, maxMs: 20 } });
+    await using aws = await connectAws({
+      env: this.env,
+      connections: 256,
+      backoff: { baseMs: 2, maxMs: 20 },
+      stallMs: 2000,
+    });
     return await pushVolume({
       client: aws.client,
       clock: systemClock,
@@ -244,6 +249,7 @@ test("throttling, failures, resets, lost answers and slow ones only cost time", 
     { on: "PutSnapshotBlock", kind: "cut", every: 17 },
     { on: "PutSnapshotBlock", kind: "html", every: 19 },
     { on: "PutSnapshotBlock", kind: "slow", every: 23 },
+    { on: "PutSnapshotBlock", kind: "hang", every: 29, times: 3 },
     { on: "StartSnapshot", kind: "lost", times: 1 },
     { on: "CompleteSnapshot", kind: "lost", times: 1 },
     { on: "DescribeSnapshots", kind: "throttle", every: 2, times: 3 },

@@ -16,6 +16,8 @@ export interface ConnectOptions {
   /** The most requests at once to one host. */
   readonly connections?: number;
   readonly env?: Environment;
+  /** The longest silence of a connection. */
+  readonly stallMs?: number;
   readonly clock?: Clock;
   readonly random?: () => number;
   readonly backoff?: { readonly baseMs: number; readonly maxMs: number };
@@ -29,7 +31,7 @@ export interface AwsConnection extends AsyncDisposable {
 export async function connectAws(options: ConnectOptions = {}): Promise<AwsConnection> {
   const { env = process.env, clock = systemClock, random = Math.random, profile, connections = 32, backoff } = options;
   const region = await awsRegion({ region: options.region, profile, env });
-  const http = new Http({ connections, env });
+  const http = new Http({ connections, env, stallMs: options.stallMs });
   const identity = new Identity(credentialChain({ http, clock, random, env, region, profile }), clock);
   const endpoint = awsEndpoints(region, env, options.endpoint);
   const client = new AwsClient({

@@ -28,17 +28,25 @@ export interface HttpAnswer {
   readonly body: Uint8Array;
 }
 
+export interface HttpOptions {
+  /** The most to one host. */
+  readonly connections?: number | undefined;
+  /** For its proxies; none without. */
+  readonly env?: Environment | undefined;
+  readonly connectMs?: number | undefined;
+  /** The longest silence. */
+  readonly stallMs?: number | undefined;
+}
+
 const KIND: RequestKind = "upload";
 const STALL_MS = 20_000;
 
 export class Http implements AsyncDisposable {
   readonly #transport: UndiciTransport;
 
-  /** `connections`: the most to one host. No proxy without `env`. */
-  constructor(
-    options: { readonly connections?: number; readonly env?: Environment; readonly connectMs?: number } = {},
-  ) {
-    const timeouts = { connectMs: options.connectMs ?? 10_000, headersMs: STALL_MS, stallMs: STALL_MS };
+  constructor(options: HttpOptions = {}) {
+    const { stallMs = STALL_MS } = options;
+    const timeouts = { connectMs: options.connectMs ?? 10_000, headersMs: stallMs, stallMs };
     this.#transport = new UndiciTransport({
       timeouts,
       env: options.env ?? {},
@@ -52,10 +60,9 @@ export class Http implements AsyncDisposable {
     signal?.throwIfAborted();
     const own = new AbortController();
     const what = `${method} ${url.host}`;
-    const late = new HeadstartError("HS_AWS_UNAVAILABLE", {
-      what: `${what}: no answer in ${request.deadlineMs / 1000} s`,
-    });
-    const timer = setTimeout(() => own.abort(late), request.deadlineMs);
+    const late = () =>
+      new HeadstartError("HS_AWS_UNAVAILABLE", { what: `${what}: no answer in ${request.deadlineMs / 1000} s` });
+    const timer = setTimeout(() => own.abort(late()), request.deadlineMs);
     const onAbort = () => own.abort(signal?.reason);
     signal?.addEventListener("abort", onAbort, { once: true });
     try {
