@@ -30,6 +30,7 @@ const PACKAGES = [
   "fdisk",
   "zstd",
   "python3-boto3",
+  "awscli",
 ];
 
 interface Totals {

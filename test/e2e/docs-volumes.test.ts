@@ -1,0 +1,257 @@
+/**
+ * The pages about warm volumes are true: every command of their `sh` and `yaml` blocks runs, in the order of the page, and what it makes is what the page says. A block that is neither of these, and a
+ * command that did not run, fail here.
+ */
+
+import assert from "node:assert/strict";
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { after, before, describe, test } from "node:test";
+import { EC2NodeClass } from "@kubernetes-models/karpenter/karpenter.k8s.aws/v1/EC2NodeClass";
+import { NodePool } from "@kubernetes-models/karpenter/karpenter.sh/v1/NodePool";
+import { DaemonSet } from "kubernetes-models/apps/v1/DaemonSet";
+import { parse } from "yaml";
+import { MiB } from "../../src/base/limits.ts";
+import { debianPackages } from "../../src/sandbox/packages.ts";
+import { headstartLines } from "../tools/command-lines.ts";
+import { type FencedBlock, fencedBlocks } from "../tools/fenced-blocks.ts";
+import { DocsPlace, DocsRegistry } from "./docs-place.ts";
+
+const docs = join(dirname(dirname(import.meta.dirname)), "docs");
+const blocksOf = (page: string) => fencedBlocks(readFileSync(join(docs, page), "utf8"));
+
+const KINDS = { EC2NodeClass, NodePool, DaemonSet };
+
+/** Throws what Kubernetes' or Karpenter's own schema finds wrong. */
+function assertKubernetes(text: string): { kind: keyof typeof KINDS; spec: Record<string, unknown> } {
+  const document = parse(text) as { kind: keyof typeof KINDS; spec: Record<string, unknown> };
+  const Model = KINDS[document.kind];
+  assert.ok(Model !== undefined, `${document.kind} is not known here`);
+  new Model(document as never).validate();
+  return document;
+}
+
+function snapshotOf(nodeClass: Record<string, unknown>): string {
+  const mappings = nodeClass.blockDeviceMappings as { deviceName: string; ebs: { snapshotID?: string } }[];
+  return mappings.find(({ deviceName }) => deviceName === "/dev/xvdb")!.ebs.snapshotID!;
+}
+
+/** Runs a block as a reader would paste it; each `headstart`, `aws` and `kubectl` in it has to be called. */
+async function runShell(place: DocsPlace, page: string, block: FencedBlock): Promise<void> {
+  const calls = await place.run(`${page}:${block.line}`, block.text, {
+    ...place.credentials,
+    NODE_SYSTEM: block.heading === "AL2023" ? "al2023" : "bottlerocket",
+  });
+  const count = (program: string) => calls.filter((call) => call.startsWith(`${program} `)).length;
+  assert.equal(count("headstart"), headstartLines(block.text).length, `${page}:${block.line}: every command ran`);
+  for (const program of ["aws", "kubectl"]) {
+    const written = block.text.match(new RegExp(`(?:^|\\$\\()${program} `, "gm"))?.length ?? 0;
+    assert.equal(count(program), written, `${page}:${block.line}: ${program}`);
+  }
+}
+
+interface Job {
+  readonly kind: "github" | "gitlab";
+  readonly job: Record<string, unknown>;
+  readonly line: number;
+}
+
+/** A GitHub workflow or the body of a job, a GitLab pipeline; null: something else. */
+function jobOf({ text, line }: FencedBlock): Job | null {
+  const document = parse(text) as Record<string, unknown>;
+  if (document.jobs !== undefined) {
+    const [job] = Object.values(document.jobs as Record<string, Record<string, unknown>>);
+    return { kind: "github", job: { permissions: document.permissions, ...job }, line };
+  }
+  if (document.steps !== undefined) return { kind: "github", job: document, line };
+  const gitlab = Object.values(document).find((each) => Object.hasOwn((each ?? {}) as object, "script"));
+  return gitlab === undefined ? null : { kind: "gitlab", job: gitlab as Record<string, unknown>, line };
+}
+
+/** Inputs of the actions that the pages use. */
+const ACTIONS: Readonly<Record<string, readonly string[]>> = {
+  "actions/checkout": [],
+  "actions/cache": ["path", "key", "restore-keys"],
+  "aws-actions/configure-aws-credentials": ["role-to-assume", "aws-region"],
+};
+
+interface Step {
+  readonly uses?: string;
+  readonly run?: string;
+  readonly with?: Readonly<Record<string, string>>;
+}
+
+async function runGithub(place: DocsPlace, where: string, job: Record<string, unknown>): Promise<string[]> {
+  assert.equal(
+    (job.permissions as Record<string, string>)["id-token"],
+    "write",
+    `${where}: OIDC needs the right to ask for a token`,
+  );
+  let env: Readonly<Record<string, string>> = {};
+  const calls: string[] = [];
+  for (const step of job.steps as Step[]) {
+    assert.equal([step.uses, step.run].filter((each) => each !== undefined).length, 1, where);
+    if (step.uses === undefined) {
+      calls.push(...(await place.run(where, step.run!, env)));
+      continue;
+    }
+    const [, action = "", version] = /^([^@]+)@(v\d+)$/.exec(step.uses) ?? [];
+    assert.ok(version !== undefined && ACTIONS[action] !== undefined, `${where}: ${step.uses}`);
+    for (const input of Object.keys(step.with ?? {}))
+      assert.ok(ACTIONS[action].includes(input), `${where}: ${action} has no input ${input}`);
+    if (step.with?.["aws-region"] !== undefined) env = { ...place.credentials, AWS_REGION: step.with["aws-region"] };
+  }
+  return calls;
+}
+
+/** One shell for the whole script, as GitLab's runner has it; credentials by web identity alone. */
+function runGitlab(place: DocsPlace, where: string, job: Record<string, unknown>): Promise<string[]> {
+  const [token] = Object.keys(job.id_tokens as object);
+  const variables = Object.entries(job.variables as Record<string, string>).map(([name, value]) => [
+    name,
+    place.own(value),
+  ]);
+  return place.run(where, (job.script as string[]).join("\n"), {
+    ...Object.fromEntries(variables),
+    [token!]: place.aws.world.webIdentityToken,
+  });
+}
+
+/** Runs a pipeline twice, with another version of the application the second time; only what it caches stays in between. */
+async function runPipeline(registry: DocsRegistry, page: string, { kind, job, line }: Job): Promise<void> {
+  await using place = await DocsPlace.make(registry);
+  const { world } = place.aws;
+  const run = kind === "github" ? runGithub : runGitlab;
+  const cached = JSON.stringify(job).includes('"last"');
+  const snapshots: string[] = [];
+  for (const version of [1, 2]) {
+    const where = `${page}:${line} (${kind}, run ${version})`;
+    writeFileSync(place.path("images.txt"), place.own(`HOST/APP:${version}\nHOST/SIDECAR:2\n`));
+    const calls = await run(place, where, job);
+    assert.equal(calls.filter((call) => call.startsWith("headstart volume push ")).length, 1, where);
+    assert.equal(calls.filter((call) => call.startsWith("aws ")).length, cached ? version - 1 : 0, where);
+    snapshots.push(world.parameters.get("/warm/app")!.value);
+    if (cached) renameSync(place.path("last"), `${place.directory}-last`);
+    rmSync(place.directory, { recursive: true });
+    mkdirSync(place.directory);
+    if (cached) renameSync(`${place.directory}-last`, place.path("last"));
+  }
+  const [first, second] = snapshots.map((id) => world.find(id)!);
+  assert.deepEqual([first!.state, second!.state, second!.tags.get("Name")], ["completed", "completed", "app"]);
+  assert.equal(second!.parent, cached ? first!.id : undefined);
+  if (cached)
+    assert.ok(
+      second!.digests.size < first!.digests.size,
+      `${second!.digests.size} blocks after ${first!.digests.size}`,
+    );
+}
+
+/** Runs the `sh` blocks of a page and writes the files that its `yaml` blocks name; what comes in between is the test's. */
+async function runPage(
+  place: DocsPlace,
+  page: string,
+  before: (block: FencedBlock) => Promise<void> | void = () => {},
+) {
+  const blocks = blocksOf(page);
+  assert.ok(blocks.length > 0, page);
+  for (const block of blocks) {
+    await before(block);
+    if (block.language === "sh") await runShell(place, page, block);
+    else {
+      assert.equal(block.language, "yaml", `${page}:${block.line}: a block that nothing here looks at`);
+      const file = /^# ([\w.-]+\.yaml)\n/.exec(block.text)?.[1];
+      if (file === undefined) assert.ok(jobOf(block) !== null, `${page}:${block.line}: neither a pipeline nor a file`);
+      else {
+        assertKubernetes(block.text);
+        writeFileSync(place.path(file), block.text);
+      }
+    }
+  }
+}
+
+describe("the pages about warm volumes", { concurrency: 2 }, () => {
+  let registry: DocsRegistry;
+  before(async () => {
+    await debianPackages(["awscli"]);
+    registry = await DocsRegistry.start();
+  });
+  after(() => registry[Symbol.asyncDispose]());
+
+  test("docs/volumes-nodes.md: both walkthroughs, from images to what nodes are given", async () => {
+    await using place = await DocsPlace.make(registry);
+    const { world } = place.aws;
+    // what a reader copies from a node
+    const config = `version = 3\n[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "localhost/kubernetes/pause"\n`;
+    writeFileSync(place.path("config.toml"), config);
+    await runPage(place, "volumes-nodes.md", async ({ text, heading }) => {
+      if (!text.includes("--live")) return;
+      // the node: its data disk, made of the snapshot's disk
+      const rootfs = place.path(heading === "AL2023" ? "rootfs-al2023" : "rootfs");
+      mkdirSync(join(rootfs, "etc"), { recursive: true });
+      if (heading === "AL2023") {
+        writeFileSync(join(rootfs, "etc/os-release"), 'ID="amzn"\nVERSION_ID="2023"\n');
+        await place.mountDisk(place.path("al.img"), 0, join(rootfs, "var/lib/containerd"));
+      } else {
+        writeFileSync(join(rootfs, "etc/os-release"), "ID=bottlerocket\n");
+        await place.mountDisk(place.path("1.img"), MiB, join(rootfs, "local"));
+        await place.bind(join(rootfs, "local/var"), join(rootfs, "var"));
+      }
+    });
+    const documents = place.applied().map(assertKubernetes);
+    assert.deepEqual(
+      documents.map(({ kind }) => kind),
+      ["EC2NodeClass", "NodePool", "DaemonSet", "EC2NodeClass", "DaemonSet", "DaemonSet"],
+    );
+    const [first, second] = [documents[0]!, documents[3]!].map(({ spec }) => world.find(snapshotOf(spec))!);
+    assert.equal(second!.parent, first!.id);
+    assert.ok(second!.digests.size < first!.digests.size);
+    assert.equal(world.parameters.get("/warm/app")!.value, second!.id);
+    assert.equal(world.firstDifference(second!.id, place.path("2.img")), undefined);
+    const al2023 = world.parameters.get("/warm/app-al2023")!.value;
+    assert.equal(world.snapshots.size, 3, "each disk was pushed once, whatever was printed of it");
+
+    const [template, labels, update, other] = place.nodeGroups.requests;
+    const sent = new URLSearchParams(template!.body);
+    assert.equal(sent.get("LaunchTemplateData.BlockDeviceMapping.2.Ebs.SnapshotId"), al2023);
+    assert.match(
+      Buffer.from(sent.get("LaunchTemplateData.UserData")!, "base64").toString(),
+      /UUID=\S+ \/var\/lib\/containerd/,
+    );
+    assert.deepEqual(JSON.parse(labels!.body).labels, { addOrUpdateLabels: { "headstart.dev/volume": "app-al2023" } });
+    assert.deepEqual(JSON.parse(update!.body).launchTemplate, { name: "app", version: "7" });
+    assert.equal(
+      new URLSearchParams(other!.body).get("LaunchTemplateData.BlockDeviceMapping.2.Ebs.SnapshotId"),
+      first!.id,
+    );
+  });
+
+  test("docs/volumes.md and docs/volumes-ebs.md, from top to bottom", async () => {
+    await using place = await DocsPlace.make(registry);
+    await runPage(place, "volumes.md");
+    rmSync(place.directory, { recursive: true });
+    mkdirSync(place.directory);
+    await runPage(place, "volumes-ebs.md");
+    const { world } = place.aws;
+    assert.deepEqual(
+      [...world.snapshots.values()].map(({ state, parent }) => [state, parent !== undefined]),
+      [
+        ["completed", false],
+        ["completed", true],
+      ],
+      "a version is one snapshot",
+    );
+    const first = [...world.snapshots.keys()][0]!;
+    assert.equal(world.firstDifference(first, place.path("back.img")), undefined);
+    assert.equal(snapshotOf(assertKubernetes(readFileSync(place.path("nodeclass.yaml"), "utf8")).spec), first);
+  });
+
+  for (const page of ["volumes-nodes.md", "volumes-ebs.md"]) {
+    const jobs = blocksOf(page).flatMap((block) => (block.language === "yaml" ? (jobOf(block) ?? []) : []));
+    for (const job of jobs) {
+      test(`docs/${page}: the ${job.kind} pipeline, and its next run`, () => runPipeline(registry, page, job));
+    }
+    test(`docs/${page} has a pipeline of each kind`, () => {
+      assert.deepEqual(jobs.map(({ kind }) => kind).sort(), ["github", "gitlab"]);
+    });
+  }
+});
