@@ -2,7 +2,9 @@ import assert from "node:assert/strict";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { gunzipSync } from "node:zlib";
+import fc from "fast-check";
 import { buildImage } from "../../test/build-image.ts";
+import { randomImage } from "../../test/interop/random-layers.ts";
 import { load, open, Places, toNydus, toOci, treeOf, withStreams } from "../../test/suites/converted.ts";
 import { nydusLayout } from "../../test/suites/golden-nydus.ts";
 import { fixtureDirectory } from "../../test/suites/golden-soci.ts";
@@ -15,6 +17,7 @@ import { goManifest } from "../oci/gojson.ts";
 import { MEDIA_TYPES } from "../oci/media-types.ts";
 import { openDestination } from "../oci/open.ts";
 import { parseSource } from "../oci/reference.ts";
+import { layerOfTar, writeImage } from "../sandbox/image-builder.ts";
 import { Copier } from "./copy.ts";
 import { dictionaryOfImage } from "./nydus-dictionary.ts";
 
@@ -144,6 +147,42 @@ test("layers that stand twice, empty layers and layers of marks alone come back 
       before.diffIDs,
     );
   }
+});
+
+test("images of odd layers are the same tree as Nydus images, and the same tars on the way back", async () => {
+  let converted = 0;
+  await fc.assert(
+    fc.asyncProperty(fc.nat(1_000_000), fc.constantFrom("native", "ref"), async (seed, mode) => {
+      const layout = join(places.root, `random-${seed}-${mode}`);
+      await writeImage(
+        layout,
+        randomImage(seed).map((tar) => layerOfTar(Buffer.from(tar))),
+        { name: "image" },
+      );
+      await using source = await open(`oci:${layout}:image`);
+      const before = await load(source);
+      const [nydus, plain] = [places.place(), places.place()];
+      try {
+        await treeOf(source, before);
+        await toNydus(`oci:${layout}:image`, nydus, { mode });
+      } catch (error) {
+        // what containerd refuses, and what no Nydus image can hold
+        if (isHeadstartError(error, "HS_LAYER_REFUSED", "HS_NYDUS_LIMIT", "HS_EROFS_LIMIT")) return;
+        throw error;
+      }
+      converted++;
+      await using reader = await open(nydus);
+      const against = { reader: source, image: before };
+      assert.deepEqual((await checkNydusForm(reader, await load(reader), { against }))!.findings, []);
+      const { images } = await toOci(nydus, plain);
+      assert.deepEqual(
+        images[0]!.layers.map(({ diffID }) => diffID),
+        before.diffIDs,
+      );
+    }),
+    { numRuns: 40 },
+  );
+  assert.ok(converted > 5, `${converted} of 40 images are such that containerd takes them`);
 });
 
 test("an image without layers is refused by name", async () => {
