@@ -3,15 +3,16 @@
  * before containerd is told that the image is here (specs/nydus.md N26, N29).
  */
 
-import { digestHex } from "../base/digest.ts";
+import { type Digest, digestHex } from "../base/digest.ts";
 import { describeError, HeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
 import type { MergedImage } from "../formats/format.ts";
 import type { NydusBootstrap } from "../formats/nydus/bootstrap.ts";
 import type { ChunkInfo } from "../formats/nydus/chunk-info.ts";
 import { blobDescriptors } from "../formats/nydus/manifest.ts";
+import { NYDUS_ANNOTATIONS } from "../formats/nydus/ondisk.ts";
 import { openChunkInfo } from "../formats/nydus/open.ts";
-import type { Descriptor } from "../oci/descriptor.ts";
+import { annotation, type Descriptor } from "../oci/descriptor.ts";
 import type { LoadedImage } from "../oci/manifest.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { openNydusImage } from "./look-nydus.ts";
@@ -44,33 +45,41 @@ export async function openNydus(
   signal: AbortSignal | undefined,
   parser: NydusParser,
 ): Promise<MergedImage> {
-  const parts = await openNydusImage(reader, loaded, signal, (bytes, what) => parser.readBootstrap(bytes, what));
   const limit = new Limit(PARALLEL);
+  const probes = new Map<Digest, Promise<void>>();
+  const probe = (blob: Descriptor) => {
+    const known = probes.get(blob.digest) ?? limit.run(() => readFirst(reader, blob, signal));
+    probes.set(blob.digest, known);
+    known.catch(() => {});
+    return known;
+  };
+  // native blobs are known from the manifest: they are asked for while the bootstrap comes
+  for (const layer of loaded.layers.slice(0, -1))
+    if (annotation(layer, NYDUS_ANNOTATIONS.ref) === undefined) void probe(layer);
+  const parts = await openNydusImage(reader, loaded, signal, (bytes, what) => parser.readBootstrap(bytes, what));
   const stored = parts.bootstrap.blobs.map((blob) => ({ blob, ...blobDescriptors(blob, parts.storedSize) }));
   const infos = await Promise.all(
-    stored.map(({ blob, data, meta }) =>
-      limit.run(async () => {
-        await checkThere(reader, data, blob.isRef);
-        const beside = parts.blobMeta.get(digestHex(meta.digest));
-        return await openChunkInfo(blob, beside, (start, end) =>
-          reader.openBlob(meta).readRange(start, end, { signal }),
-        );
-      }),
-    ),
+    stored.map(async ({ blob, data, meta }) => {
+      try {
+        await probe(data);
+      } catch (cause) {
+        signal?.throwIfAborted();
+        const kind = blob.isRef ? "original layer" : "blob";
+        throw new HeadstartError("HS_NYDUS_UNUSABLE", {
+          what: `${parts.what}: ${kind} ${data.digest} cannot be read as ${data.size} bytes: ${describeError(cause)}`,
+          cause,
+        });
+      }
+      const beside = parts.blobMeta.get(digestHex(meta.digest));
+      return await limit.run(() =>
+        openChunkInfo(blob, beside, (start, end) => reader.openBlob(meta).readRange(start, end, { signal })),
+      );
+    }),
   );
   const sizes = stored.map(({ data }) => data.size);
   return await parser.mergeNydus(parts.bootstrap, infos, sizes, parts.what);
+}
 
-  async function checkThere(from: ImageReader, blob: Descriptor, isRef: boolean): Promise<void> {
-    try {
-      await from.openBlob(blob).readRange(0, Math.min(PROBE_BYTES, blob.size), { signal });
-    } catch (cause) {
-      signal?.throwIfAborted();
-      const kind = isRef ? "original layer" : "blob";
-      throw new HeadstartError("HS_NYDUS_UNUSABLE", {
-        what: `${parts.what}: ${kind} ${blob.digest} cannot be read as ${blob.size} bytes: ${describeError(cause)}`,
-        cause,
-      });
-    }
-  }
+async function readFirst(reader: ImageReader, blob: Descriptor, signal: AbortSignal | undefined): Promise<void> {
+  await reader.openBlob(blob).readRange(0, Math.min(PROBE_BYTES, blob.size), { signal });
 }
