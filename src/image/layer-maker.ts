@@ -80,10 +80,11 @@ export class LayerMaker {
     return this.#failures.get(id) ?? this.#refused.get(id) ?? null;
   }
 
-  /** Layers that stand in for `id` because its index is bad: they live as long as it does. */
+  /** Layers that stand in for `id` because its index is bad, or its files are: they live as long as it does. */
   standIn(id: number): number | null {
     const row = this.#options.store.row(id);
     if (row === null || row.format === EAGER) return null;
+    if (row.kind === "image") return row.state.t === "broken" ? (this.#options.store.find(row)?.id ?? null) : null;
     const eager = this.#options.store.find({
       identity: row.identity,
       role: row.role,
@@ -224,11 +225,26 @@ export class LayerMaker {
   /** Its blobs are served from their own rows, which are shared with other images. */
   async #nydus(row: LayerRow): Promise<LayerImage> {
     const { store } = this.#options;
-    const image = row.state.t === "opening" ? await this.#newNydus(row) : await store.get(row.id);
-    if (image.state.t === "broken")
-      throw new HeadstartError("HS_LAYER_BROKEN", { what: `${image.what}: ${image.state.reason}` });
+    const image = row.state.t === "opening" ? await this.#newNydus(row) : await this.#openedNydus(row);
+    if (image === null || image.state.t === "broken") {
+      // its files are damaged: another takes its place, made anew; data files that are sound are shared again
+      const { kind, identity, role, format, indexDigest, source } = row;
+      const again = store.declare({ kind, identity, role, format, indexDigest }, source);
+      if (again.id !== row.id) return await this.ready(again.id);
+      throw new HeadstartError("HS_LAYER_BROKEN", { what: `Nydus image ${identity.digest}` });
+    }
     this.#serve(image, row);
     return image;
+  }
+
+  /** Null when its files cannot be used. */
+  async #openedNydus(row: LayerRow): Promise<LayerImage | null> {
+    try {
+      return await this.#options.store.get(row.id);
+    } catch (error) {
+      if (isHeadstartError(error, "HS_LAYER_BROKEN")) return null;
+      throw error;
+    }
   }
 
   async #newNydus(row: LayerRow): Promise<LayerImage> {

@@ -1,7 +1,7 @@
 /** What becomes of Nydus images and of images in both forms, against a registry in memory. */
 
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, truncateSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -108,6 +108,22 @@ test("a Nydus image: snapshots of blobs hold nothing, the bootstrap's is the who
   // snapshots gone: the image, then its data files
   await provider.collect(new Set(), async () => {});
   assert.deepEqual(store.list(), []);
+});
+
+test("a Nydus image whose files are damaged is made anew under another id, which lives as long as the claim", async () => {
+  await using stack = new AsyncDisposableStack();
+  const { registry, store, provider, offers, ids } = await setUp(stack);
+  const image = storeNydusImage(registry, { repository: REPOSITORY, variant: VARIANT });
+  const claimed = ids(await offers(tagManifest(registry, REPOSITORY, image), image)).at(-1)!;
+  await (await provider.ready(claimed)).close();
+  truncateSync(join(store.root, "layers", String(claimed), "uses"), 100);
+  const again = await provider.ready(claimed);
+  assert.notEqual(again.id, claimed);
+  assert.equal(store.row(claimed)?.state.t, "broken");
+  await again.devices[0]!.layer.ensure({ start: 0, end: 4096 });
+  assert.equal((await provider.ready(claimed)).id, again.id);
+  await provider.collect(new Set([claimed]), async () => {});
+  assert.notEqual(store.row(again.id), null);
 });
 
 test("two images over one blob have one data file, which goes with the last of them", async () => {

@@ -345,7 +345,9 @@ function bootstrapIdentity(loaded: LoadedImage): LayerIdentity {
 
 /** Snapshots of a Nydus image: its blobs' hold nothing, the bootstrap's everything. */
 function nydusLayers(loaded: LoadedImage, bootstrap: Omit<PlannedLayer, "digest">): Pick<Plan, "chain" | "layers"> {
-  const blobs = loaded.layers.slice(0, -1).map(({ digest }) => ({ ...bootstrap, digest, layer: EMPTY_LAYER }));
+  const blobs = loaded.layers
+    .slice(0, -1)
+    .map(({ digest }) => ({ ...bootstrap, digest, layer: EMPTY_LAYER, reason: null }));
   return {
     chain: chainIDs(loaded.diffIDs),
     layers: [...blobs, { ...bootstrap, digest: loaded.layers.at(-1)!.digest }],
