@@ -39,23 +39,24 @@ export function checkExt4(reader: Ext4Reader): void {
   const used = new UsedBlocks(superblock.blocks);
   useSkeleton(reader, used);
   const inodes = new UsedInodes();
-  const links = new Map<number, { inode: Ext4Inode; found: number }>();
+  const links = new Map<number, { readonly stored: number; readonly isDirectory: boolean; found: number }>();
   const xattrBlocks = new Map<number, number>();
   reader.walk({
     inode(inode) {
       useInode(reader, inode, used, xattrBlocks);
       inodes.add(inode.number, inode.type === FileType.directory);
-      links.set(inode.number, { inode, found: inode.type === FileType.directory ? 2 : 0 });
+      const isDirectory = inode.type === FileType.directory;
+      links.set(inode.number, { stored: inode.nlink, isDirectory, found: isDirectory ? 2 : 0 });
     },
     name(directory, _name, inode) {
       if (inode.type === FileType.directory) links.get(directory.number)!.found++;
       else links.get(inode.number)!.found++;
     },
   });
-  for (const { inode, found } of links.values()) {
-    const isMany = inode.type === FileType.directory && found >= LINKS_MAX && inode.nlink === 1;
-    if (inode.nlink !== found && !isMany) {
-      throw invalid(`inode ${inode.number}: ${inode.nlink} links are stored, ${found} names are there`);
+  for (const [number, { stored, isDirectory, found }] of links) {
+    const isMany = isDirectory && found >= LINKS_MAX && stored === 1;
+    if (stored !== found && !isMany) {
+      throw invalid(`inode ${number}: ${stored} links are stored, ${found} names are there`);
     }
   }
   for (const [block, found] of xattrBlocks) {

@@ -279,9 +279,10 @@ export class Ext4Reader {
 
   /** Visits what can be reached from the root: each inode once. Directories have one name and the right "..". */
   walk(visitor: Ext4Visitor): void {
-    const seen = new Map<number, Ext4Inode>();
+    // numbers alone: the inodes of a large tree take a hundred megabytes
+    const seen = new Set<number>();
     const root = this.root;
-    seen.set(root.number, root);
+    seen.add(root.number);
     visitor.inode(root);
     const stack: { directory: Ext4Inode; parent: number }[] = [{ directory: root, parent: root.number }];
     let bytes = 0;
@@ -291,10 +292,9 @@ export class Ext4Reader {
       if (found.parent !== parent) throw invalid(`inode ${directory.number}: ".." is ${found.parent}, not ${parent}`);
       for (const { name, inode: number, type } of found.entries) {
         bytes += name.byteLength;
-        let inode = seen.get(number);
-        if (inode === undefined) {
-          inode = this.inode(number);
-          seen.set(number, inode);
+        const inode = this.inode(number);
+        if (!seen.has(number)) {
+          seen.add(number);
           if (seen.size > LIMITS.layerEntries) throw invalid(`more than ${LIMITS.layerEntries} inodes`);
           visitor.inode(inode);
           if (inode.type === FileType.directory) stack.push({ directory: inode, parent: directory.number });

@@ -41,7 +41,7 @@ export function openVolume(path: string, assumed: "gpt" | "ext4" | null = null):
   }
   const fd = openSync(path, "r");
   try {
-    const disk = fdSource(fd, known.isFile() ? fstatSync(fd).size : deviceSize(fd));
+    const disk = copies(fdSource(fd, known.isFile() ? fstatSync(fd).size : deviceSize(fd)));
     const kind = recognise(disk) ?? assumed;
     if (kind === null) {
       throw new HeadstartError("HS_FORMAT_UNSUPPORTED", { what: `${path}: neither ext4 nor a disk with a GPT` });
@@ -51,6 +51,11 @@ export function openVolume(path: string, assumed: "gpt" | "ext4" | null = null):
     closeSync(fd);
     throw error;
   }
+}
+
+/** Names and inodes are kept for long: as views they would keep the windows that they were read in. */
+function copies(source: DiskSource): DiskSource {
+  return { size: source.size, readAt: (offset, length) => source.readAt(offset, length).slice() };
 }
 
 /** The file system of a disk: the disk itself, or its one partition. */

@@ -7,6 +7,7 @@
 import { describeError, isHeadstartError } from "../../base/errors.ts";
 import { MiB } from "../../base/limits.ts";
 import { FileType } from "../../erofs/file-tree.ts";
+import { returnFreedMemory } from "../../linux/malloc.ts";
 import { hostPlatform, parsePlatform } from "../../oci/platform.ts";
 import type { Bucket } from "../bolt/ondisk.ts";
 import { readBolt } from "../bolt/read.ts";
@@ -75,6 +76,7 @@ const DATABASE_BYTES_MAX = 512 * MiB;
 
 /** Throws HS_NOT_FOUND, HS_FORMAT_UNSUPPORTED, HS_LIMIT, and what sources throw. */
 export async function verifyVolume(request: VerifyRequest): Promise<Verification> {
+  returnFreedMemory();
   const findings = new Findings();
   const document = readDocument(request.path, findings);
   const { target } = document ?? {};
