@@ -81,6 +81,8 @@ export interface VolumeDocument {
   readonly size: number | null;
   /** `offset`: its first byte on the disk. */
   readonly fs: { readonly uuid: string; readonly offset: number } | null;
+  /** Bytes of the disk that a start reads first; null: none were named. */
+  readonly hot: { readonly start: number; readonly length: number; readonly source: string } | null;
   /** What belongs to no layer, by name. */
   readonly regions: ReadonlyMap<string, DescribedRegion>;
   readonly blocks: DescribedBlocks | null;
@@ -200,6 +202,7 @@ function parseManifest(manifest: JsonObject, path: string, statement: StatementP
     },
     size: field(manifest, "size") === undefined ? null : count(manifest, "size", path),
     fs: fs === undefined ? null : parseFileSystem(asObject(fs, `${path}.fs`), `${path}.fs`),
+    hot: parseHot(field(manifest, "hot"), `${path}.hot`),
     regions: new Map(
       Object.entries(regions === undefined ? {} : asObject(regions, `${path}.regions`)).map(([name, value]) => [
         name,
@@ -248,11 +251,23 @@ function parseLayer(layer: JsonObject, what: string): DescribedLayer {
 }
 
 function parseRegion(object: JsonObject, what: string): DescribedRegion | null {
+  const pair = parsePair(object, what);
+  return pair === null ? null : { startBlock: pair[0], blockCount: pair[1] };
+}
+
+function parseHot(value: unknown, what: string): VolumeDocument["hot"] {
+  if (value === undefined) return null;
+  const hot = asObject(value, what);
+  const [start, length] = parsePair(hot, what) ?? [0, 0];
+  return { start, length, source: requiredString(hot, "source", what) };
+}
+
+function parsePair(object: JsonObject, what: string): readonly [number, number] | null {
   const pair = optionalArray(object, "region", what, 2);
   if (pair.length === 0) return null;
-  const [startBlock, blockCount] = pair;
-  if (!isCount(startBlock) || !isCount(blockCount)) throw wrong(`${what}.region`, "two counts of blocks", pair);
-  return { startBlock, blockCount };
+  const [first, length] = pair;
+  if (!isCount(first) || !isCount(length)) throw wrong(`${what}.region`, "two counts", pair);
+  return [first, length];
 }
 
 function parseBlocks(blocks: JsonObject, path: string): DescribedBlocks {

@@ -7,6 +7,7 @@ import { PROJECT } from "../../src/base/project.ts";
 import { parseSource } from "../../src/oci/reference.ts";
 import { buildVolume, openPlan, type VolumeLayout } from "../../src/volume/build.ts";
 import { readFormer } from "../../src/volume/former.ts";
+import type { HotList } from "../../src/volume/hot.ts";
 import type { VolumeManifest } from "../../src/volume/manifest.ts";
 
 export const FIXTURE_SOURCE = `oci:${PROJECT}/test/golden/fixture/oci:gogz`;
@@ -24,6 +25,7 @@ export interface VolumeSettings {
   readonly previous?: string;
   /** Of a disk; default: as few as will do. */
   readonly sizeGib?: number;
+  readonly hot?: HotList;
 }
 
 export async function makeVolume(
@@ -43,7 +45,7 @@ export async function makeVolume(
     ...{ layout, pinned: true, blobs, signal },
     former: previous === undefined ? undefined : readFormer(previous),
   });
-  const disk = layout === "containerd" ? undefined : { sizeGib: settings.sizeGib };
+  const disk = layout === "containerd" ? undefined : { sizeGib: settings.sizeGib, hot: settings.hot };
   const { record } = await buildVolume(opened, { output, signal, disk });
   return record.predicate.headstart_volume;
 }

@@ -104,7 +104,7 @@ function addDisk(wanted: Map<string, Wanted>, optional: Set<string>, exact: bool
 }
 
 /** Where a node finds what to read first. */
-const WARM_FILES = { bottlerocket: "var/lib/headstart/warm.json", al2023: "headstart/warm.json" } as const;
+export const WARM_FILES = { bottlerocket: "var/lib/headstart/warm.json", al2023: "headstart/warm.json" } as const;
 
 function addWarm(wanted: Map<string, Wanted>, optional: Set<string>, path: string): void {
   const folder = path.slice(0, path.lastIndexOf("/"));

@@ -33,6 +33,8 @@ import { parseSource } from "../../oci/reference.ts";
 import { type Bucket, isBucket } from "../bolt/ondisk.ts";
 import { readBolt } from "../bolt/read.ts";
 import { writeBolt } from "../bolt/write.ts";
+import type { Ext4Inode } from "../ext4/read.ts";
+import { readHotList } from "../hot.ts";
 import { makeSkeleton, makeSnapshot } from "../layout/containerd.ts";
 import type { VolumeManifest } from "../manifest.ts";
 import type { Rule } from "./findings.ts";
@@ -97,6 +99,27 @@ for (const layout of ["bottlerocket", "al2023"] as const) {
     assert.ok(rules.includes("provenance") && rules.some((rule) => rule !== "provenance"), String(rules));
   });
 }
+
+test("a disk with hot files is right, and what it says of them is compared too", async () => {
+  const list = join(directory, "hot");
+  writeFileSync(list, "/bin/tool\n/etc/*\n");
+  for (const layout of ["bottlerocket", "al2023"] as const) {
+    const disk = join(directory, `${layout}-hot.img`);
+    const { hot } = await makeVolume(disk, [TINY_SOURCE], { layout, hot: readHotList(list) });
+    assert.ok(hot !== undefined && hot.region[1] > 0);
+    assert.deepEqual((await verify(disk)).differences, []);
+    using patcher = new Ext4Patcher(disk, layout === "bottlerocket" ? 1 << 20 : 0);
+    let warm: Ext4Inode | undefined;
+    patcher.reader.walk({
+      inode() {},
+      name(_directory, name, inode) {
+        if (Buffer.from(name).toString() === "warm.json") warm = inode;
+      },
+    });
+    patcher.content(warm!, 30, Buffer.from("7"));
+    await assertFound(disk, "store", /warm.json: its text is/);
+  }
+});
 
 test("an image by another writer is right: without PATH.json, with SELinux labels, in a bare file system", async () => {
   const image = join(directory, "warm.img");

@@ -11,6 +11,7 @@ import { returnFreedMemory } from "../../linux/malloc.ts";
 import { hostPlatform, parsePlatform } from "../../oci/platform.ts";
 import type { Bucket } from "../bolt/ondisk.ts";
 import { readBolt } from "../bolt/read.ts";
+import { WARM_BYTES } from "../hot.ts";
 import { provenanceBeside, readVolumeDocument, type VolumeDocument } from "../provenance.ts";
 import { StoredBlobs } from "./blobs.ts";
 import { checkBlocks, checkDescribed, checkMaterials, checkParameters, checkSubjects } from "./check-provenance.ts";
@@ -30,6 +31,7 @@ import {
   checkStore,
   findContainerdRoot,
   META_DATABASE,
+  WARM_FILES,
 } from "./store.ts";
 import { directoryTree, ext4Tree, findPath, readAll, type StoredTree } from "./stored-tree.ts";
 
@@ -218,6 +220,7 @@ class VolumeVerification {
     // in a directory labels are the host's
     if (this.#volume.kind === "disk") checkLabels(stored.tree, root, document?.options.selinux ?? null, findings);
     await this.#checkActive(stored, snapshotter);
+    if (document !== null && this.#volume.kind === "disk") await this.#checkWarm(stored, root, document);
     const graph = await checkImages(records, blobs, { findings, snapshotter, exact });
     const snapshots = checkSnapshots(records, backend, graph.chains, findings);
     const layersKept = document?.options.blobs ?? null;
@@ -266,16 +269,31 @@ class VolumeVerification {
   }
 
   async #checkActive(stored: StoredTree, snapshotter: string): Promise<void> {
-    const inode = findPath(stored.tree, 0, ACTIVE_SNAPSHOTTER);
+    await this.#checkText(stored, ACTIVE_SNAPSHOTTER, `ACTIVE_SNAPSHOTTER=${snapshotter}\n`);
+  }
+
+  /** What the volume itself says of its hot files. */
+  async #checkWarm(stored: StoredTree, root: ContainerdRoot, { hot, fs }: VolumeDocument): Promise<void> {
+    const path = root.path === "" ? WARM_FILES.al2023 : WARM_FILES.bottlerocket;
+    const isThere = findPath(stored.tree, 0, path) !== null;
+    if (isThere !== (hot !== null)) {
+      this.#findings.add("store", `/${path}`, isThere ? "is here, though no files were hot" : "missing");
+    }
+    if (hot === null) return;
+    const start = hot.length === 0 ? 0 : hot.start - (fs?.offset ?? 0);
+    const text = JSON.stringify({ schema: "headstart.warm/1", region: [start, hot.length], source: hot.source });
+    await this.#checkText(stored, path, `${text.padEnd(WARM_BYTES - 1)}\n`);
+  }
+
+  /** That a file is there is another question (store.ts). */
+  async #checkText(stored: StoredTree, path: string, wanted: string): Promise<void> {
+    const inode = findPath(stored.tree, 0, path);
     if (inode === null || stored.tree.type[inode] !== FileType.regular) return;
-    const wanted = `ACTIVE_SNAPSHOTTER=${snapshotter}\n`;
     const found =
       stored.tree.size[inode] === wanted.length
-        ? Buffer.from(await readAll(stored, inode, wanted.length, ACTIVE_SNAPSHOTTER)).toString()
+        ? Buffer.from(await readAll(stored, inode, wanted.length, path)).toString()
         : `a file of ${stored.tree.size[inode]} bytes`;
-    if (found !== wanted) {
-      this.#findings.differs("store", `/${ACTIVE_SNAPSHOTTER}`, "its text", found.trimEnd(), wanted.trimEnd());
-    }
+    if (found !== wanted) this.#findings.differs("store", `/${path}`, "its text", found.trimEnd(), wanted.trimEnd());
   }
 
   #report(bytes: number): void {
