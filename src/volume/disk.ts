@@ -20,7 +20,7 @@ import { type DiskIdentity, type DiskLayout, layoutDisk } from "./disk-layout.ts
 import { BLOCK } from "./ext4/ondisk.ts";
 import type { RegionPlace } from "./ext4/place.ts";
 import { type ContentSource, fileSink, writeExt4 } from "./ext4/write.ts";
-import { type BlockDigests, SNAPSHOT_BLOCK } from "./fill.ts";
+import { type BlockDigests, type FillRows, SNAPSHOT_BLOCK } from "./fill.ts";
 import type { FormerVolume } from "./former.ts";
 import { encodeGpt, singlePartitionDisk } from "./gpt.ts";
 import { findHot, type HotList, WARM_BYTES, warmFile } from "./hot.ts";
@@ -133,6 +133,17 @@ async function collect(plan: VolumePlan, request: DiskRequest): Promise<Collecte
   return { trees, usage, blobs, fetchedBytes };
 }
 
+interface OwnRegion {
+  readonly place: RegionPlace;
+  /** The blob that it is filled from. */
+  readonly digest: Digest;
+  /** Its layer, not the blob itself. */
+  readonly decode: boolean;
+  /** Of what is written, roughly: for progress. */
+  readonly bytes: number;
+  readonly rows: () => FillRows;
+}
+
 interface Prepared {
   readonly layout: DiskLayout;
   readonly skeleton: DiskSkeleton;
@@ -170,11 +181,19 @@ class DiskWriter {
       const parts: Promise<unknown>[] = [];
       const shared = inUse.slice();
       for (const { place } of own) shared.fill(0, ...this.#snapshotBlocks(place));
-      // each is hashed while the kernel still has it in memory
+      const of = own.reduce((sum, { bytes }) => sum + bytes, 0);
+      const left = new Map<Digest, number>();
+      for (const { digest } of own) left.set(digest, (left.get(digest) ?? 0) + 1);
       const turns = new Limit(this.#workers.threads);
-      for (const { place, fill } of own) {
-        const [start, end] = this.#snapshotBlocks(place);
-        parts.push(turns.run(() => fill(stop).then(() => this.#hash([{ start, end }], stop)), { signal: stop }));
+      for (const region of own) {
+        const [start, end] = this.#snapshotBlocks(region.place);
+        const work = async () => {
+          await this.#fill(region, left, stop);
+          this.#report(of);
+          // while the kernel still has it in memory
+          await this.#hash([{ start, end }], stop);
+        };
+        parts.push(turns.run(work, { signal: stop }));
       }
       // regions that several layers write to, and what is there already
       const all = Promise.all(parts);
@@ -187,59 +206,41 @@ class DiskWriter {
     };
   }
 
-  /** What has a region of its own and one source. */
-  #ownRegions(): { readonly place: RegionPlace; readonly fill: (signal: AbortSignal) => Promise<void> }[] {
-    const { layout, skeleton, collected } = this.#prepared;
-    const { image } = this.#request;
-    const readers = new Map<string, number>();
-    const job = (
-      place: RegionPlace,
-      digest: Digest,
-      decode: boolean,
-      rows: () => ReturnType<DiskLayout["blobRows"]>,
-    ) => {
-      const blob = collected.blobs.get(digest)!;
-      readers.set(blob, (readers.get(blob) ?? 0) + 1);
-      const fill = async (signal: AbortSignal) => {
-        await this.#workers.run({ t: "fill", request: { image, blob, digest, decode, rows: rows() } }, signal);
-        const left = readers.get(blob)! - 1;
-        readers.set(blob, left);
-        if (left === 0) await rm(blob);
-      };
-      return { place, fill };
-    };
-    const layers = this.#plan.blobs.filter(
-      ({ kind, descriptor }) => kind === "layer" && skeleton.blobs.has(descriptor.digest),
-    );
-    return [
-      ...this.#plan.snapshots.map((snapshot) => {
-        const bytes = collected.usage.get(snapshot.chainID)!.size;
-        const { place, fill } = job(layout.placeOf.snapshot(snapshot.id), snapshot.layer.digest, true, () =>
-          layout.snapshotRows(snapshot),
-        );
-        return { place, fill: (signal: AbortSignal) => fill(signal).then(() => this.#report(bytes)) };
-      }),
-      ...layers.map(({ descriptor: { digest, size } }) => {
-        const { place, fill } = job(layout.placeOf.blob(digest)!, digest, false, () => layout.blobRows(digest));
-        return { place, fill: (signal: AbortSignal) => fill(signal).then(() => this.#report(size)) };
-      }),
-    ];
+  /** What has a region of its own and one source: snapshots, and layers' blobs. */
+  #ownRegions(): readonly OwnRegion[] {
+    const { layout, collected } = this.#prepared;
+    const snapshots = this.#plan.snapshots.map((snapshot) => ({
+      place: layout.placeOf.snapshot(snapshot.id),
+      digest: snapshot.layer.digest,
+      decode: true,
+      bytes: collected.usage.get(snapshot.chainID)!.size,
+      rows: () => layout.snapshotRows(snapshot),
+    }));
+    const blobs = this.#plan.blobs.flatMap(({ kind, kept, descriptor: { digest, size } }) => {
+      if (kind !== "layer" || !kept) return [];
+      const place = layout.placeOf.blob(digest)!;
+      return [{ place, digest, decode: false, bytes: size, rows: () => layout.blobRows(digest) }];
+    });
+    return [...snapshots, ...blobs];
   }
 
-  #report(bytes: number): void {
-    const { collected, skeleton } = this.#prepared;
+  /** A blob goes when the last region was filled from it. */
+  async #fill(
+    { digest, decode, rows, bytes }: OwnRegion,
+    left: Map<Digest, number>,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { image } = this.#request;
+    const blob = this.#prepared.collected.blobs.get(digest)!;
+    await this.#workers.run({ t: "fill", request: { image, blob, digest, decode, rows: rows() } }, signal);
+    left.set(digest, left.get(digest)! - 1);
+    if (left.get(digest) === 0) await rm(blob);
     this.#written += bytes;
-    const layers = this.#plan.blobs.filter(
-      ({ kind, descriptor }) => kind === "layer" && skeleton.blobs.has(descriptor.digest),
-    );
-    const of =
-      layers.reduce((sum, { descriptor }) => sum + descriptor.size, 0) +
-      [...collected.usage.values()].reduce((sum, { size }) => sum + size, 0);
-    this.#request.onProgress?.({
-      fetchedBytes: collected.fetchedBytes,
-      layersDone: collected.trees.size,
-      written: { bytes: this.#written, of },
-    });
+  }
+
+  #report(of: number): void {
+    const { fetchedBytes, trees } = this.#prepared.collected;
+    this.#request.onProgress?.({ fetchedBytes, layersDone: trees.size, written: { bytes: this.#written, of } });
   }
 
   /** Partition table and file system with all small files; what layers bring is left open. */
