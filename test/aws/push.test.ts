@@ -397,6 +397,31 @@ test("a parent that is absent, unfinished or larger is refused before anything i
   assert.equal(place.server.world.snapshots.size, 1);
 });
 
+test("without EC2 the direct APIs alone are enough: a parent, waiting, --resume, and pull", async () => {
+  await using place = await Place.open({ behaviour: { completionMs: 200 } });
+  writeDisk(place.disk, 60, run(0, 30));
+  for (const without of ["denied", "unreachable", "another server"]) {
+    const { AWS_ENDPOINT_URL: url, ...rest } = place.server.environment(place.server.world.addKey());
+    const ec2 = { denied: url!, unreachable: "http://127.0.0.1:9", "another server": `${url}/latest/none` }[without]!;
+    place.env = { ...rest, AWS_ENDPOINT_URL_EBS: url!, AWS_ENDPOINT_URL_EC2: ec2 };
+    const { faults } = place.server.behaviour;
+    faults.push({ on: "DescribeSnapshots", kind: "denied" }, { on: "CompleteSnapshot", kind: "lost", times: 1 });
+    faults.push({ on: "PutSnapshotBlock", kind: "denied", every: 29, times: 1 });
+    const error = await failure(place.push({ tags: { without } }));
+    assert.equal(error.code, "HS_EBS_UNFINISHED", without);
+    const pushed = await place.push({ tags: { without }, resume: true });
+    assert.equal(pushed.status, "completed");
+    assert.ok(pushed.blocks.resumed > 0);
+    writeDisk(place.disk, 60, { 40: 400 });
+    const child = await place.push({ tags: { without }, parent: pushed.snapshot });
+    assert.deepEqual([child.blocks.sent, child.parent], [1, pushed.snapshot]);
+    assert.equal(place.server.world.firstDifference(child.snapshot, place.disk), undefined);
+    assert.equal((await place.pull(child.snapshot, without)).verified, null);
+    faults.length = 0;
+    writeDisk(place.disk, 60, { 40: 0 });
+  }
+});
+
 test("a pull whose bytes are not those that were pushed is an error, and leaves nothing", async () => {
   await using place = await Place.open();
   writeDisk(place.disk, 20, run(0, 6));

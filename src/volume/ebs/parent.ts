@@ -4,19 +4,19 @@
  */
 
 import { existsSync, readFileSync } from "node:fs";
-import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
+import { HeadstartError } from "../../base/errors.ts";
 import type { EbsApi, ListedBlock } from "./api.ts";
 import { type BlockMap, contentDigest, type DescribedBlocks, parseDescription, ZERO_BLOCK } from "./blocks.ts";
 import type { Pace } from "./pace.ts";
 import { eachAtOnce } from "./parallel.ts";
 import { TAG } from "./plan.ts";
-import { describeSnapshot, type SnapshotInfo } from "./snapshots.ts";
+import { askSnapshot, type SnapshotInfo } from "./snapshots.ts";
 import { BlockBuffers } from "./source.ts";
 
 export interface Parent {
   readonly id: string;
   readonly blocks: BlockMap;
-  /** Undefined when EC2 may not be asked. */
+  /** Undefined when EC2 cannot be asked. */
   readonly info: SnapshotInfo | undefined;
   /** "unknown": nothing describes it, and it was not to be read; `blocks` are empty. */
   readonly from: "description" | "read-back" | "unknown";
@@ -47,14 +47,10 @@ export async function resolveParent(options: ParentOptions): Promise<Parent> {
   return { id, blocks: await readBack(options), info, from: "read-back" };
 }
 
+/** Undefined when EC2 cannot be asked: EBS itself will say what is wrong with it then. */
 async function parentInfo({ api, id, volumeSizeGiB, signal }: ParentOptions): Promise<SnapshotInfo | undefined> {
-  let info: SnapshotInfo | undefined;
-  try {
-    info = await describeSnapshot(api.client, id, signal);
-  } catch (error) {
-    if (isHeadstartError(error, "HS_AWS_DENIED")) return undefined; // EBS itself will say what is wrong with it
-    throw error;
-  }
+  const info = await askSnapshot(api.client, id, signal);
+  if (info === null) return undefined;
   const wrong =
     info === undefined
       ? "does not exist in this account and region"

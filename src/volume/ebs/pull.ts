@@ -8,7 +8,7 @@ import { open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { Clock } from "../../base/clock.ts";
 import { type Digest, isDigest } from "../../base/digest.ts";
-import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
+import { HeadstartError } from "../../base/errors.ts";
 import { fsyncDirectory } from "../../base/files.ts";
 import { GiB } from "../../base/limits.ts";
 import type { AwsClient } from "../aws/client.ts";
@@ -18,7 +18,7 @@ import { EBS_PACE, Pace, type PaceLimits } from "./pace.ts";
 import { eachAtOnce } from "./parallel.ts";
 import { TAG } from "./plan.ts";
 import { writeRecord } from "./record.ts";
-import { describeSnapshot, type SnapshotInfo } from "./snapshots.ts";
+import { askSnapshot, type SnapshotInfo } from "./snapshots.ts";
 import { BlockBuffers } from "./source.ts";
 
 export interface PullOptions {
@@ -40,7 +40,7 @@ export interface PullResult {
   /** That are not zero. */
   readonly blocks: number;
   readonly content: Digest;
-  /** The snapshot's tag named this content. Null: it has no such tag, or EC2 may not be asked; each block's own checksum was right. */
+  /** The snapshot's tag named this content. Null: it has no such tag, or EC2 cannot be asked; each block's own checksum was right. */
   readonly verified: true | null;
   readonly requests: number;
   readonly retries: number;
@@ -92,20 +92,17 @@ export async function pullVolume(options: PullOptions): Promise<PullResult> {
   }
 }
 
-async function snapshotInfo({ client, snapshot, signal }: PullOptions): Promise<SnapshotInfo | undefined> {
-  try {
-    const info = await describeSnapshot(client, snapshot, signal);
-    if (info === undefined) throw new HeadstartError("HS_AWS_NOT_FOUND", { what: `snapshot ${snapshot}` });
-    if (info.status !== "completed")
-      throw new HeadstartError("HS_EBS_SNAPSHOT", { what: `snapshot ${snapshot} is ${info.status}` });
-    return info;
-  } catch (error) {
-    if (isHeadstartError(error, "HS_AWS_DENIED")) return undefined; // the direct APIs alone are enough
-    throw error;
+/** Null when EC2 cannot be asked: the direct APIs alone are enough. */
+async function snapshotInfo({ client, snapshot, signal }: PullOptions): Promise<SnapshotInfo | null> {
+  const info = await askSnapshot(client, snapshot, signal);
+  if (info === undefined) throw new HeadstartError("HS_AWS_NOT_FOUND", { what: `snapshot ${snapshot}` });
+  if (info !== null && info.status !== "completed") {
+    throw new HeadstartError("HS_EBS_SNAPSHOT", { what: `snapshot ${snapshot} is ${info.status}` });
   }
+  return info;
 }
 
-async function download(options: PullOptions, part: string, info: SnapshotInfo | undefined) {
+async function download(options: PullOptions, part: string, info: SnapshotInfo | null) {
   const { client, clock, snapshot, onProgress, signal } = options;
   const api = new EbsApi(client);
   const pace = new Pace({ ...EBS_PACE, ...options.pace }, clock);

@@ -1,11 +1,11 @@
 /** Snapshots as EC2 knows them: state, tags, waiting, deletion, fast restore; and the parameter that publishes an id (specs/warm-volume.md 10). */
 
 import type { Clock } from "../../base/clock.ts";
-import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
+import { type ErrorCode, HeadstartError, isHeadstartError } from "../../base/errors.ts";
 import type { AwsClient } from "../aws/client.ts";
 import { filters, list, query, queryPages } from "../aws/query.ts";
 import { child, descendants, items, textOf, type XmlElement } from "../aws/xml.ts";
-import { parseStatus, SNAPSHOT_ID, type SnapshotStatus } from "./api.ts";
+import { type EbsApi, parseStatus, SNAPSHOT_ID, type SnapshotStatus } from "./api.ts";
 
 export interface SnapshotInfo {
   readonly id: string;
@@ -19,22 +19,44 @@ export interface SnapshotInfo {
   readonly encrypted: boolean;
 }
 
-/** Undefined when there is none of this id. */
+/** Undefined when there is none of this id. Throws what AWS calls throw. */
 export async function describeSnapshot(
   client: AwsClient,
   id: string,
-  signal?: AbortSignal,
+  options: { readonly signal?: AbortSignal | undefined; readonly attempts?: number } = {},
 ): Promise<SnapshotInfo | undefined> {
   try {
-    const root = await query(client, "ec2", "DescribeSnapshots", list("SnapshotId", [id]), { signal });
+    const root = await query(client, "ec2", "DescribeSnapshots", list("SnapshotId", [id]), options);
     return items(root, "snapshotSet")
       .map(parseSnapshot)
       .find((each) => each.id === id);
   } catch (error) {
-    if (isHeadstartError(error, "HS_AWS_NOT_FOUND")) return undefined;
+    // a bare 404 is some other server's
+    if (isHeadstartError(error, "HS_AWS_NOT_FOUND") && error.details.fault !== "") return undefined;
     throw error;
   }
 }
+
+/** The direct APIs work without EC2, which may be out of reach or not allowed: null then. Undefined when there is none of this id. */
+export async function askSnapshot(
+  client: AwsClient,
+  id: string,
+  signal?: AbortSignal,
+): Promise<SnapshotInfo | undefined | null> {
+  try {
+    return await describeSnapshot(client, id, { signal, attempts: 3 });
+  } catch (error) {
+    if (isHeadstartError(error, ...NO_EC2)) return null;
+    throw error;
+  }
+}
+
+const NO_EC2 = [
+  "HS_AWS_DENIED",
+  "HS_AWS_UNAVAILABLE",
+  "HS_AWS_PROTOCOL",
+  "HS_AWS_NOT_FOUND",
+] as const satisfies readonly ErrorCode[];
 
 /** Our own account's, by tags. */
 export async function findSnapshots(
@@ -76,7 +98,7 @@ function parseSnapshot(item: XmlElement): SnapshotInfo {
 export interface WaitOptions {
   readonly clock: Clock;
   readonly stepMs?: number;
-  readonly onWait?: (info: SnapshotInfo | undefined) => void;
+  readonly onWait?: () => void;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -86,26 +108,52 @@ const STEP_MS = 2000;
 /** A snapshot that is not seen for so many answers does not exist. */
 const MISSING_MAX = 75;
 
-/** Waits until it is completed. Throws HS_EBS_SNAPSHOT when it ends in error or vanishes. */
-export async function waitCompleted(client: AwsClient, id: string, options: WaitOptions): Promise<SnapshotInfo> {
+/** Without EC2 nobody says that a snapshot has ended in error. */
+const LISTING_MS = 30 * 60_000;
+
+/**
+ * Waits until it is completed. Where EC2 cannot be asked, a snapshot is completed when its blocks can be listed. Throws HS_EBS_SNAPSHOT when it ends in error or vanishes, HS_AWS_UNAVAILABLE when it
+ * is not completed for long and EC2 cannot be asked why.
+ */
+export async function waitCompleted(api: EbsApi, id: string, options: WaitOptions): Promise<void> {
   const { clock, signal, stepMs = STEP_MS } = options;
+  const until = clock.monotonic() + LISTING_MS;
   let last: SnapshotStatus | undefined;
   let equal = 0;
   let missing = 0;
+  let ec2 = true;
   for (;;) {
-    const info = await describeSnapshot(client, id, signal);
-    if (info === undefined && ++missing > MISSING_MAX)
+    const info: SnapshotInfo | undefined | null = ec2 ? await askSnapshot(api.client, id, signal) : null;
+    ec2 = info !== null;
+    if (info === undefined && ++missing > MISSING_MAX) {
       throw new HeadstartError("HS_EBS_SNAPSHOT", { what: `snapshot ${id} does not exist` });
-    equal = info !== undefined && info.status === last ? equal + 1 : 1;
-    last = info?.status;
-    if (info !== undefined && info.status !== "pending" && equal >= EQUAL_ANSWERS) {
-      if (info.status === "completed") return info;
-      throw new HeadstartError("HS_EBS_SNAPSHOT", {
-        what: `snapshot ${id} has ended in error${info.message === "" ? "" : `: ${info.message}`}`,
+    }
+    const status = info === null ? await listedStatus(api, id, signal) : info?.status;
+    equal = status !== undefined && status === last ? equal + 1 : 1;
+    last = status;
+    if (status === "completed" && equal >= EQUAL_ANSWERS) return;
+    if (status === "error" && equal >= EQUAL_ANSWERS) {
+      const why = info?.message ? `: ${info.message}` : "";
+      throw new HeadstartError("HS_EBS_SNAPSHOT", { what: `snapshot ${id} has ended in error${why}` });
+    }
+    if (!ec2 && clock.monotonic() > until) {
+      throw new HeadstartError("HS_AWS_UNAVAILABLE", {
+        what: `snapshot ${id} is not completed yet, and EC2, which would say why, cannot be asked`,
       });
     }
-    options.onWait?.(info);
+    options.onWait?.();
     await clock.sleep(stepMs, signal);
+  }
+}
+
+/** By the direct APIs alone: blocks can be listed of what is completed, and of nothing else. */
+export async function listedStatus(api: EbsApi, id: string, signal?: AbortSignal): Promise<"completed" | "pending"> {
+  try {
+    for await (const _page of api.list(id, { signal })) break;
+    return "completed";
+  } catch (error) {
+    if (isHeadstartError(error, "HS_AWS_REFUSED", "HS_AWS_NOT_FOUND")) return "pending";
+    throw error;
   }
 }
 

@@ -11,7 +11,7 @@ import { eachAtOnce } from "./parallel.ts";
 import { clientToken, type PushPlan } from "./plan.ts";
 import type { PreparedPush, PushOptions } from "./push.ts";
 import { writeRecord } from "./record.ts";
-import { describeSnapshot, type SnapshotInfo, waitCompleted } from "./snapshots.ts";
+import { askSnapshot, listedStatus, waitCompleted } from "./snapshots.ts";
 import { BlockBuffers, type DiskImage } from "./source.ts";
 import { PushState, STATE_SCHEMA } from "./state.ts";
 
@@ -62,7 +62,8 @@ export class Upload {
         const onWait = () => options.onProgress?.({ phase: "wait", done: 0, total: undefined });
         const { clock, signal, waitStepMs } = options;
         const wait = { clock, signal, onWait, ...(waitStepMs !== undefined && { stepMs: waitStepMs }) };
-        status = (await waitCompleted(options.client, snapshot, wait)).status;
+        await waitCompleted(this.#api, snapshot, wait);
+        status = "completed";
       }
     } catch (error) {
       throw await this.#explain(error, snapshot, state);
@@ -105,10 +106,10 @@ export class Upload {
     const known = same ? old : undefined;
     if (this.#options.resume && known !== undefined && !known.words.has("lost")) {
       const { snapshot } = known.header;
-      const info = await this.#info(snapshot);
-      if (info !== undefined && info.status !== "error") return { snapshot, status: info.status, state: known };
-      if (info !== undefined) note?.(`${snapshot} has ended in error: another one is begun`);
-      return await this.#start(known.header.attempt + (info === undefined ? 0 : 1), known);
+      const status = await this.#status(snapshot);
+      if (status === "error") note?.(`${snapshot} has ended in error: another one is begun`);
+      else if (status !== undefined) return { snapshot, status, state: known };
+      return await this.#start(known.header.attempt + (status === "error" ? 1 : 0), known);
     }
     return await this.#start((known?.header.attempt ?? 0) + (known?.words.has("lost") ? 1 : 0), known);
   }
@@ -146,14 +147,11 @@ export class Upload {
     });
   }
 
-  /** Undefined when it is not seen, or when EC2 may not be asked. */
-  async #info(snapshot: string): Promise<SnapshotInfo | undefined> {
-    try {
-      return await describeSnapshot(this.#api.client, snapshot, this.#options.signal);
-    } catch (error) {
-      if (isHeadstartError(error, "HS_AWS_DENIED")) return undefined;
-      throw error;
-    }
+  /** Undefined when it is not seen. Where EC2 cannot be asked: "completed" or else "pending". */
+  async #status(snapshot: string): Promise<SnapshotStatus | undefined> {
+    const { signal } = this.#options;
+    const info = await askSnapshot(this.#api.client, snapshot, signal);
+    return info === null ? await listedStatus(this.#api, snapshot, signal) : info?.status;
   }
 
   /** Puts what has changed and is not there yet; without a snapshot it only compares the file with the plan. */
@@ -210,8 +208,8 @@ export class Upload {
     } catch (error) {
       // "not pending": an earlier request has come through, though its answer did not
       if (!hasReason(error, "INVALID_SNAPSHOT_ID")) throw error;
-      const info = await this.#info(snapshot);
-      if (info === undefined || info.status === "error") throw error;
+      const status = await this.#status(snapshot);
+      if (status === undefined || status === "error") throw error;
     }
   }
 
@@ -233,9 +231,7 @@ export class Upload {
       });
     }
     if (hasReason(error, "INVALID_SNAPSHOT_ID")) {
-      const status = await this.#info(snapshot)
-        .then((info) => info?.status)
-        .catch(() => undefined);
+      const status = await this.#status(snapshot).catch(() => undefined);
       if (status !== "completed") state.say("lost");
       const why = status === "completed" ? "completed, by another push of the same volume" : (status ?? "not pending");
       return new HeadstartError("HS_EBS_SNAPSHOT", { what: `snapshot ${snapshot} is ${why}`, cause: error });
