@@ -452,6 +452,9 @@ function whole(image: string): string {
   }
 }
 
+/** What EKS's images of AL2023 call it since awslabs/amazon-eks-ami 2000: a name that only the image itself has. */
+const EKS_SANDBOX = "localhost/kubernetes/pause:latest";
+
 const sandboxImage: Judge = (facts, volume) => {
   if (volume === null || facts.system === null) return [];
   const pauses = volume.references.filter((reference) => /(^|\/)pause[:@]/.test(reference));
@@ -462,18 +465,19 @@ const sandboxImage: Judge = (facts, volume) => {
   }
   const set = facts.sandboxImage;
   if (set !== null && volume.references.includes(whole(set.value))) return [ok("sandbox image", set.value, set.where)];
-  if (set === null && pauses.length > 0) return [ok("sandbox image", `the volume has ${pauses[0]}`)];
+  const nameIt = `give a pause image that name: --name NUMBER=${EKS_SANDBOX}`;
+  if (set === null && pauses.length > 0) {
+    if (facts.system.value !== "al2023" || pauses.includes(EKS_SANDBOX))
+      return [ok("sandbox image", `the volume has ${pauses.find((each) => each === EKS_SANDBOX) ?? pauses[0]}`)];
+    const what = `the volume has ${pauses[0]}, but EKS's AL2023 since November 2024 wants ${EKS_SANDBOX}, which no registry has: no pod starts`;
+    const advice = `${nameIt}; or pass /etc/containerd/config.toml of a node that wants another one`;
+    return [found("sandbox image", "warn", what, advice, volume.where)];
+  }
   const name = set?.value ?? "the sandbox image";
-  const what = `${name} is not on the volume, and the mount hides the node's own copy: no pod starts without the registry`;
-  return [
-    found(
-      "sandbox image",
-      "fail",
-      what,
-      "add the image that containerd's sandbox_image names to the build",
-      set?.where ?? volume.where,
-    ),
-  ];
+  const isLocal = set !== null && whole(set.value) === EKS_SANDBOX;
+  const what = `${name} is not on the volume, and the mount hides the node's own copy: no pod starts${isLocal ? "" : " without the registry"}`;
+  const advice = isLocal ? nameIt : "add the image that containerd's sandbox_image names to the build";
+  return [found("sandbox image", "fail", what, advice, set?.where ?? volume.where)];
 };
 
 function some(names: readonly string[]): string {

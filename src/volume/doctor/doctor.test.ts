@@ -124,7 +124,8 @@ spec:
 `;
 }
 
-const AL2023 = { target: "al2023", refs: [APP, "registry.k8s.io/pause:3.10"] };
+const AL2023 = { target: "al2023", refs: [APP, "localhost/kubernetes/pause:latest"] };
+const FOREIGN_PAUSE = { target: "al2023", refs: [APP, "registry.k8s.io/pause:3.10"] };
 
 /** Each line: what is wrong, and the check that has to say so. */
 const TRAPS: readonly (readonly [string, CheckName, "warn" | "fail", () => string[]])[] = [
@@ -239,6 +240,21 @@ const TRAPS: readonly (readonly [string, CheckName, "warn" | "fail", () => strin
     () => [nodeClass(), manifest({ refs: [APP, "registry.k8s.io/pause:3.9"] })],
   ],
   ["no sandbox image on AL2023", "sandbox image", "fail", () => [nodeConfig(""), manifest({ target: "al2023" })]],
+  [
+    "a pause image by its registry's name on AL2023",
+    "sandbox image",
+    "warn",
+    () => [nodeConfig(""), manifest(FOREIGN_PAUSE)],
+  ],
+  [
+    "the sandbox image of EKS's AL2023, by another name",
+    "sandbox image",
+    "fail",
+    () => [
+      nodeConfig('[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "localhost/kubernetes/pause"'),
+      manifest(FOREIGN_PAUSE),
+    ],
+  ],
   [
     "another sandbox image on AL2023",
     "sandbox image",

@@ -24,7 +24,7 @@ const volume = (target: string): VolumeFacts => ({
   snapshotter: "overlayfs",
   blobs: true,
   pinned: true,
-  references: ["registry.example/app:1", ...(target === "al2023" ? ["registry.k8s.io/pause:3.10"] : [])],
+  references: ["registry.example/app:1", ...(target === "al2023" ? ["localhost/kubernetes/pause:latest"] : [])],
   layers: [],
   largestImageBytes: GiB,
   disk: {
@@ -95,6 +95,19 @@ test("every snippet names the snapshot or the volume, and none has a hole for it
     const text = snippet(kind, input());
     assert.match(text, kind === "daemonset" ? /BOTTLEROCKET-DATA/ : /snap-0123456789abcdef0/, kind);
     assert.doesNotMatch(text, /undefined|: null|NaN/, kind);
+  }
+});
+
+test("eksctl is told both disks by name, and gives its nodes the label that the DaemonSet looks for", () => {
+  for (const [target, rootGib] of [
+    ["bottlerocket", 4],
+    ["al2023", 20],
+  ] as const) {
+    const [group] = parse(snippet("eksctl", input(target))).managedNodeGroups;
+    assert.deepEqual([group.volumeName, group.volumeSize], ["/dev/xvda", rootGib]);
+    assert.equal(group.additionalVolumes[0].volumeName, "/dev/xvdb");
+    const { nodeSelector } = parse(snippet("daemonset", input(target))).spec.template.spec;
+    assert.deepEqual(group.labels, nodeSelector);
   }
 });
 

@@ -50,7 +50,7 @@ const karpenter: Writer = (input, { system, root, data, notes }) => {
 };
 
 /** eksctl.io/v1alpha5; it has no initialization rate. */
-const eksctl: Writer = (input, { system, data, notes }) => {
+const eksctl: Writer = (input, { system, root, data, notes }) => {
   const document = {
     apiVersion: "eksctl.io/v1alpha5",
     kind: "ClusterConfig",
@@ -61,6 +61,11 @@ const eksctl: Writer = (input, { system, data, notes }) => {
         amiFamily: system === "bottlerocket" ? "Bottlerocket" : "AmazonLinux2023",
         instanceType: "m7i.xlarge",
         desiredCapacity: 1,
+        labels: { "headstart.dev/volume": input.name },
+        // unnamed it would be 80 GiB, and with an AMI of one's own Bottlerocket's data disk
+        volumeName: root.name,
+        volumeSize: root.sizeGib,
+        volumeType: data.type,
         additionalVolumes: [
           {
             volumeName: data.name,
