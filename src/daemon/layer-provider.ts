@@ -1,5 +1,6 @@
 /** The snapshotter's `LayerProvider`: images (what a layer is) and mounts (where it is) put together. Wiring; the decisions are theirs. */
 
+import type { ChainID } from "../base/digest.ts";
 import type { ImageProvider } from "../image/provider.ts";
 import type { Chains, LowerElement } from "../mount/chain.ts";
 import type { Ladder } from "../mount/ladder.ts";
@@ -33,12 +34,12 @@ export function layerProvider({ images, mounts, chains, ladder }: LayerProviderP
     async lowers(
       owner: string,
       chain: readonly ChainElement[],
-      options: { signal?: AbortSignal; namespace?: string | null; isAdopted?: boolean },
+      options: { signal?: AbortSignal; namespace?: string | null; target?: ChainID | null; isAdopted?: boolean },
     ) {
-      const { signal, namespace = null } = options;
+      const { signal, namespace = null, target } = options;
       const adopted = options.isAdopted === true ? (layer: number) => mounts.isMounted(layer) : undefined;
       const claimed = chain.map((part) => (part.kind === "layer" ? part.layer : null));
-      const layers = given.get(owner) ?? (await images.layersFor(claimed, { namespace, signal, adopted }));
+      const layers = given.get(owner) ?? (await images.layersFor(claimed, { namespace, target, signal, adopted }));
       given.set(owner, layers);
       // directories stay in their order between the layers
       const directories = chain.filter((part) => part.kind === "directory").values();

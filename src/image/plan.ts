@@ -11,6 +11,7 @@ import { describeError, HeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import type { LayerIdentity, LayerRole, MergedImage } from "../formats/format.ts";
 import { isNydusManifest } from "../formats/nydus/manifest.ts";
+import { nydusInvalid } from "../formats/nydus/ondisk.ts";
 import type { LayerKey, LayerRow } from "../layer/rows.ts";
 import { EAGER, type LayerStore } from "../layer/store.ts";
 import { type LoadedImage, loadManifest } from "../oci/manifest.ts";
@@ -200,6 +201,7 @@ export class Planner {
     let nydus: LayerRow;
     try {
       const opened = await openNydus(reader, loaded, signal, this.#parts.store);
+      checkBlobDiffIDs(loaded);
       await context.settled();
       nydus = await this.#makeNydus(reference, loaded, opened);
     } catch (error) {
@@ -329,6 +331,17 @@ function unusable(sibling: Sibling, error: unknown): string {
 
 function roleAt(position: number): LayerRole {
   return position === 0 ? "lowest" : "upper";
+}
+
+/** Snapshots of blobs hold nothing, so no layer's chainID may be one of theirs: a blob's diffID is its digest. Throws HS_NYDUS_INVALID. */
+function checkBlobDiffIDs(loaded: LoadedImage): void {
+  for (const [position, { digest }] of loaded.layers.slice(0, -1).entries()) {
+    if (loaded.diffIDs[position] !== digest)
+      throw nydusInvalid(
+        `Nydus image ${loaded.manifestDescriptor.digest}`,
+        `blob ${digest} has the diffID ${loaded.diffIDs[position]}`,
+      );
+  }
 }
 
 /** Whose images may have what was found: those that say the same of it. */

@@ -42,10 +42,10 @@ export class PrivateChains {
     this.#manifests = options.manifests;
   }
 
-  /** An image of the same chain that is not the owner's; null when there is none. Throws when containerd or its content cannot be read, HS_NOT_FOUND without a namespace. */
+  /** An image of that chain that is not the owner's (null: any); null when there is none. Throws when containerd or its content cannot be read, HS_NOT_FOUND without a namespace. */
   async otherImage(
     chain: ChainID,
-    owner: Owner,
+    owner: Owner | null,
     options: { namespace: string | null; signal?: AbortSignal | undefined },
   ): Promise<OtherImage | null> {
     const { namespace, signal } = options;
@@ -90,7 +90,8 @@ export class PrivateChains {
 }
 
 /** `digest`: of what the name stands for, or of the manifest behind it. */
-function isOwners(name: string, digest: Digest, owner: Owner): boolean {
+function isOwners(name: string, digest: Digest, owner: Owner | null): boolean {
+  if (owner === null) return false;
   return owner.by === "repository" ? repositoryOf(name) === repositoryOf(owner.reference) : digest === owner.digest;
 }
 

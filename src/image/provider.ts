@@ -113,17 +113,20 @@ export class ImageProvider {
   }
 
   /**
-   * What is laid over each other for a container upon a chain of snapshots, lowest first, as rows of the layer store; null is a snapshot that containerd unpacked. `adopted`: the
-   * container began under a process of before, and these layers are mounted. Throws HS_NYDUS_UNUSABLE and, where the chain is not what it says, what asking containerd throws.
+   * What is laid over each other for a container upon a chain of snapshots, lowest first, as rows of the layer store; null is a snapshot that containerd unpacked. `target`: the
+   * chainID of the topmost, where it is known. `adopted`: the container began under a process of before, and these layers are mounted. Throws HS_NYDUS_UNUSABLE and, where the chain is not what it says, what asking containerd throws.
    */
   async layersFor(
     chain: readonly (number | null)[],
     options: {
       namespace: string | null;
+      target?: ChainID | null | undefined;
       signal?: AbortSignal | undefined;
       adopted?: ((layer: number) => boolean) | undefined;
     },
   ): Promise<readonly (number | null)[]> {
+    if (chain.includes(EMPTY_LAYER) && !this.#isNydus(chain.at(-1) ?? null))
+      return await this.#layersOfImage(options.target ?? null, options);
     const claimed = chain.filter((id) => id !== null);
     if (claimed.length === chain.length) {
       const whole = await this.#alternativeFor(claimed, options);
@@ -290,6 +293,29 @@ export class ImageProvider {
         `images of one Nydus bootstrap have different OCI forms: ${other.name}: ${refusal?.reason ?? plan?.reason}`,
       );
     return this.#substitutes.parts(top);
+  }
+
+  #isNydus(id: number | null): boolean {
+    return id !== null && (this.#options.store.row(id)?.kind === "image" || this.#substitutes.substitute(id) !== null);
+  }
+
+  /**
+   * A chain that is no Nydus image's, upon a snapshot that was claimed for a Nydus blob, so that it holds nothing: an image can name a layer's plain tar as a blob of its own. The image of the chain says
+   * what its layers are.
+   */
+  async #layersOfImage(
+    target: ChainID | null,
+    options: { namespace: string | null; signal?: AbortSignal | undefined },
+  ): Promise<readonly number[]> {
+    const unusable = (why: string) =>
+      new HeadstartError("HS_NYDUS_UNUSABLE", { what: `a layer below was claimed as a blob of a Nydus image: ${why}` });
+    const image = target === null ? null : await this.#private.otherImage(target, null, options);
+    if (image === null) throw unusable("containerd has no image of this chain");
+    const { plan, refusal } = await this.#open(image.name, image.manifest, options.namespace, options.signal);
+    const layers = plan?.layers.map((planned) => planned.layer) ?? [];
+    if (plan === null || layers.includes(EMPTY_LAYER))
+      throw unusable(`${image.name}: ${refusal?.reason ?? "it is no OCI image"}`);
+    return layers;
   }
 
   /** A Nydus image of which bytes came wrong from everywhere: its OCI form, for containers from now on. Null where all is well, or there is nothing better. */

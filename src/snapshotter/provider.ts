@@ -38,13 +38,13 @@ export interface LayerProvider {
    * Directories to use as overlay lowers, lowest first, for a chain of layers (ours by id, plain snapshots by their directory). Waits for tables (lazy) or
    * for the whole layer (eager), mounts what is not mounted, and counts a use of each layer by `owner` (a snapshot id) until `release`.
    * May return more directories than layers (implied directories get one small lower on top), or fewer: a layer may hold nothing, and one directory may stand for the whole chain.
-   * `namespace` is containerd's, of the snapshot whose lowers these are; `isAdopted`: it is of before this process, and should get what it had.
+   * `namespace` is containerd's, of the snapshot whose lowers these are; `target` the chainID that the topmost of the chain was claimed for; `isAdopted`: it is of before this process, and should get what it had.
    * Idempotent for one owner. Throws HS_LAYER_BROKEN, HS_REGISTRY_*, HS_MOUNT.
    */
   lowers(
     owner: string,
     chain: readonly ChainElement[],
-    options: { signal?: AbortSignal; namespace?: string | null; isAdopted?: boolean },
+    options: { signal?: AbortSignal; namespace?: string | null; target?: ChainID | null; isAdopted?: boolean },
   ): Promise<readonly string[]>;
   /** The owner's snapshot is gone: its mounts may go when nobody else uses them. Must be quick; unmounting may come later. */
   release(owner: string): Promise<void>;

@@ -8,6 +8,7 @@
 import { lstat } from "node:fs/promises";
 import { join } from "node:path";
 import { type Clock, systemClock } from "../base/clock.ts";
+import { type ChainID, isDigest } from "../base/digest.ts";
 import { describeError, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import { failpoint } from "../base/failpoint.ts";
@@ -32,7 +33,7 @@ import {
   removeSnapshot,
   updateSnapshot,
 } from "./snapshots.ts";
-import { type Labels, type SnapshotKind, type SnapshotRow, SnapshotStore } from "./store.ts";
+import { type Labels, REF_LABEL, type SnapshotKind, type SnapshotRow, SnapshotStore } from "./store.ts";
 import { type Usage, UsageCache } from "./usage.ts";
 
 export interface SnapshotterOptions {
@@ -390,7 +391,9 @@ class LayeredSnapshotter implements Snapshotter {
     const combined = this.#combine(signal);
     if (readIdMapping(row.labels) !== null) await this.#checkMapsLayers(combined);
     const namespace = namespaceOf({ namespace: null, key: row.name });
-    const asked = this.#provider.lowers(owner, elements, { signal: combined, namespace, ...options });
+    const ref = chain[1]?.labels[REF_LABEL];
+    const target = isDigest(ref) ? (ref as ChainID) : null;
+    const asked = this.#provider.lowers(owner, elements, { signal: combined, namespace, target, ...options });
     const lowers = await settle(asked, combined).catch((error) => {
       // a provider that comes to an end only now has counted an owner that may be gone
       asked.then(() => this.#releaseIfGone(row.id)).catch(() => undefined);

@@ -6,12 +6,14 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
+import { gunzipSync } from "node:zlib";
 import { compareTreeLines, type TreeLine } from "../../src/erofs/tree-lines.ts";
 import { NYDUS_ANNOTATIONS } from "../../src/formats/nydus/ondisk.ts";
 import type { CriPod } from "../../src/sandbox/cri-client.ts";
-import { layerOf } from "../../src/sandbox/image-builder.ts";
+import { layerOf, layerOfTar } from "../../src/sandbox/image-builder.ts";
 import { mountCriImage } from "../../src/sandbox/image-mount.ts";
 import type { SandboxNode } from "../../src/sandbox/node.ts";
+import { writeTar } from "../../src/sandbox/tar-writer.ts";
 import type { FakeRegistry } from "../fakes/registry.ts";
 import { expectedNydusTree, nydusBlob, nydusVariants } from "../suites/golden-nydus.ts";
 import {
@@ -24,7 +26,7 @@ import {
 } from "../suites/nydus-image.ts";
 import { kernelLinesApart } from "../tools/kernel-lines.ts";
 import { allSealed, image as imageLine, layerMounts } from "./daemon-status.ts";
-import { FakePlace, headstartStatus } from "./fake-place.ts";
+import { FakePlace, headstartStatus, runShell } from "./fake-place.ts";
 import { BUSYBOX, reading, runIn } from "./nydus-place.ts";
 
 /** Nothing in a golden tree is that new. */
@@ -226,6 +228,34 @@ test("an image's OCI form that stands in is not given to another image of the sa
   await node.cri.pull(good);
   for (const image of [good, bad])
     assert.deepEqual(await runIn(node, pod, image, NEW.script), { exitCode: 0, output: NEW.printed });
+});
+
+test("a layer whose plain tar another image has named as a Nydus blob of its own is not lost to images that have it", async () => {
+  await using place = await FakePlace.make();
+  const { registry } = place;
+  const node = await place.node({ policy: "bound" });
+  const pod = await node.cri.runPod("blobs");
+  const tar = writeTar([{ path: "base/" }, { path: "base/file", data: "of the base" }]);
+  const shell = gunzipSync(place.shell.layer.source as Buffer);
+  // the chain of the honest image's two lowest layers, claimed as blobs: snapshots that hold nothing
+  const evil = storeNydusImage(registry, { repository: "evil/named", variant: "v6-zstd-1m", further: [tar, shell] });
+  await node.cri.pull(tagManifest(registry, "evil/named", evil));
+  const top = layerOf([{ path: "top/" }, { path: "top/file", data: "of the top" }]);
+  for (const layers of [
+    [place.shell.layer, layerOfTar(tar), top],
+    [place.shell.layer, layerOfTar(tar)],
+    [place.shell.layer],
+  ]) {
+    const repository = `honest/${layers.length}`;
+    const honest = tagManifest(registry, repository, storeOciImage(registry, repository, layers));
+    const script = "cat /base/file; cat /top/file";
+    const { output } = await runShell(node, pod, honest, `${script} 2>/dev/null`);
+    assert.equal(
+      output.replaceAll(/cat: .*\n/g, ""),
+      ["", "of the base", "of the baseof the top"][layers.length - 1],
+      repository,
+    );
+  }
 });
 
 test("N14: a chunk that comes with other bytes is an I/O error with a reason, never other bytes; new containers get the OCI form if there is one", async () => {

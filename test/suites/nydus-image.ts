@@ -36,6 +36,8 @@ export interface NydusImageOptions {
   /** On the manifest, after everything. */
   readonly manifest?: (manifest: Manifest) => Manifest;
   readonly configType?: string;
+  /** Stored as blobs of the image too, the lowest, though the bootstrap knows nothing of them. */
+  readonly further?: readonly Uint8Array[];
   /** Name of a further file beside the bootstrap, which readers leave alone: the layer's diffID is another then, and containerd's chainID. */
   readonly beside?: string;
 }
@@ -80,6 +82,11 @@ export function storeNydusImage(registry: FakeRegistry, options: NydusImageOptio
     const annotations = { [NYDUS_ANNOTATIONS.blob]: "true", ...(ref && { [NYDUS_ANNOTATIONS.ref]: `sha256:${ref}` }) };
     return { mediaType: NYDUS_MEDIA_TYPES.blob, ...store(hex, layer, false), annotations };
   });
+  for (const bytes of options.further ?? [])
+    blobs.unshift({
+      ...put(registry, repository, bytes, NYDUS_MEDIA_TYPES.blob),
+      annotations: { [NYDUS_ANNOTATIONS.blob]: "true" },
+    });
   const boot = nydusBootstrap(variant);
   const tar = writeTar([
     { path: "image/", mode: 0o755 },
