@@ -16,6 +16,7 @@ import {
 import { readFormer } from "../../volume/former.ts";
 import { readHotList } from "../../volume/hot.ts";
 import { type VolumeManifest, volumeManifest } from "../../volume/manifest.ts";
+import { planNotes } from "../../volume/notes.ts";
 import { describePlan, planSizes, type VolumePlan } from "../../volume/plan.ts";
 import { Interrupt } from "../interrupt.ts";
 import { openProgress } from "../progress.ts";
@@ -114,11 +115,6 @@ async function build(named: readonly string[], options: BuildOptions): Promise<v
   }
   const former = options.previous === undefined ? undefined : readFormer(options.previous);
   if (!options.dryRun) for (const { output } of outputs) checkOutput(output, layout);
-  if (!blobs && !options.json) {
-    process.stderr.write(
-      "Without the layers' blobs a node with another snapshotter than overlayfs cannot create these containers.\n",
-    );
-  }
   const time = sourceDateEpoch();
   using interrupt = new Interrupt();
   for (const { platform, output } of outputs) {
@@ -126,6 +122,7 @@ async function build(named: readonly string[], options: BuildOptions): Promise<v
     const request = { sources, platform, layout, pinned: options.pin, blobs, time, former, signal };
     await using opened = await openPlan(request);
     const { plan } = opened;
+    if (!options.json) for (const note of planNotes(plan, layout)) process.stderr.write(`${note}\n`);
     if (options.dryRun) {
       const planned = diskOptions(layout, disk) ?? undefined;
       const manifest = volumeManifest(plan, { layout, usage: new Map(), options: planned });
