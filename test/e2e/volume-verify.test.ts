@@ -97,4 +97,11 @@ test("a disk that resize2fs has grown is clean and holds the same", async () => 
     const grown = await verify([disk]);
     assert.deepEqual([grown.code, grown.differences, grown.checked.provenSnapshots], [0, [], 3], `${gib} GiB`);
   }
+  const device = (await execute("losetup", ["--find", "--show", "--read-only", disk])).stdout.trim();
+  try {
+    const { code, differences, kind } = await verify([device]);
+    assert.deepEqual([code, differences, kind], [0, [], "ext4"], "a block device, which says no size");
+  } finally {
+    await execute("losetup", ["--detach", device]);
+  }
 });

@@ -2,6 +2,7 @@
 
 import type { Command } from "commander";
 import { type BlockDiff, diffVolumes, type VolumeDiff } from "../../volume/diff/diff.ts";
+import { Interrupt } from "../interrupt.ts";
 import { openProgress } from "../progress.ts";
 import { formatBytes, formatPercent, formatTable } from "../table.ts";
 
@@ -28,7 +29,8 @@ Examples:
 
 async function diff(a: string, b: string, options: { readonly json?: boolean }): Promise<void> {
   const progress = openProgress({ quiet: options.json === true });
-  const { signal } = new AbortController();
+  using interrupt = new Interrupt();
+  const { signal } = interrupt;
   const found = await diffVolumes({
     a,
     b,

@@ -4,6 +4,7 @@ import type { Command } from "commander";
 import { parseSource } from "../../oci/reference.ts";
 import { type Verification, verifyVolume } from "../../volume/verify/verify.ts";
 import { AnswerIsNo } from "../exit.ts";
+import { Interrupt } from "../interrupt.ts";
 import { openProgress } from "../progress.ts";
 import { type AccessOptions, addSourceOptions, openOptions } from "../sources.ts";
 import { formatBytes } from "../table.ts";
@@ -51,10 +52,11 @@ async function verify(path: string, options: VerifyOptions): Promise<void> {
     return { source, open: openOptions(source, access) };
   });
   const progress = openProgress({ quiet: options.json === true });
+  using interrupt = new Interrupt();
   const result = await verifyVolume({
     path,
     sources,
-    signal: new AbortController().signal,
+    signal: interrupt.signal,
     onProgress: ({ bytes, layers }) => progress.update(`${formatBytes(bytes)} read, ${layers} layers compared`),
   });
   progress.done();
