@@ -3,12 +3,14 @@
  * failed, 2 for a name that there is not.
  */
 
+import { ebsPush } from "./ebs-push.ts";
 import { growth } from "./growth.ts";
 import { volumeHarm } from "./volume-harm.ts";
 
 type Suite = (args: readonly string[]) => Promise<void>;
 
 const SUITES: Readonly<Record<string, { readonly what: string; readonly run: Suite }>> = {
+  "ebs-push": { what: "pushes killed at random while EBS misbehaves: [ROUNDS] [FIRST SEED]", run: ebsPush },
   "volume-growth": { what: "built disks grow online under Debian's kernel 6.1 in QEMU (without KVM)", run: growth },
   "volume-harm": { what: "thousands of seeded harms to a disk: [CASES A CLASS] [FIRST SEED]", run: volumeHarm },
 };
