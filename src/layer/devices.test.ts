@@ -269,9 +269,12 @@ for (const variant of ["v6-zstd-1m-batch", "v6-zran"]) {
     );
     liar.startBackground();
     await Promise.all(liar.devices.map(({ layer }) => layer.whenIdle()));
-    while (liar.trouble?.startsWith("1 chunks") !== true) await setTimeout(20);
+    const { layer } = liar.devices[space]!;
+    while (layer.trouble?.startsWith("1 chunks") !== true) await setTimeout(20);
+    assert.notEqual(liar.trouble, null);
+    assert.equal(honest.trouble, null);
     assert.equal(liar.isComplete, false);
-    assert.equal(liar.devices[space]!.layer.state.t, "lazy");
+    assert.equal(layer.state.t, "lazy");
   });
 }
 
