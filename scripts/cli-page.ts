@@ -60,7 +60,7 @@ With \`--to oci\` \`how\` is \`original\`, \`exact\` or \`equal\`; \`leftOut\` a
   "image stat":
     "One object: the fields of [tree lines](formats.md#tree-lines) without `sha256`, `layer` (position, 0 is the lowest) and `layer_digest`.",
   inspect:
-    "One object. `kind` is `ztoc`, `soci-index`, `soci-prefetch`, `oci-index`, `oci-manifest`, `oci-config`, `erofs`, `layer-blob`, `rafs-bootstrap`, `rafs-image` or `nydus-blob`; the other fields are what such a thing says. Of a source `digest` and `size` too; of a Nydus image `nydus`, of an index that holds such `nydusForms`: `[{manifest, platform, bootstrap, problem}]`.",
+    "One object. `kind` is `ztoc`, `soci-index`, `soci-prefetch`, `oci-index`, `oci-manifest`, `oci-config`, `erofs`, `layer-blob`, `rafs-bootstrap`, `rafs-image`, `nydus-blob`, `volume` or `volume-manifest`; the other fields are what such a thing says. Of a source `digest` and `size` too; of a Nydus image `nydus`, of an index that holds such `nydusForms`: `[{manifest, platform, bootstrap, problem}]`.",
   check: `One object. \`what\` is \`missing\`, \`extra\` or the attribute that differs; \`left\` is the plain unpack, \`right\` headstart. \`nydus\` is null for an image without a Nydus form; \`rule\` is \`manifest\`, \`config\`, \`bootstrap\`,
 \`data\` or \`tree\`, \`code\` an [error](errors.md) or null, \`against\` the OCI image that it was compared with, or null. \`equal\`: no difference and no finding.
 

@@ -311,3 +311,14 @@ export type Provenance = ReturnType<typeof provenance>;
 function digestSet(digest: Digest): Record<string, string> {
   return { [digestAlgorithm(digest)]: digestHex(digest) };
 }
+
+/** The manifest in what stands beside a volume, or one alone, without the digests of its blocks; null: it is none. For people to look at: nothing of it is checked. */
+export function describeManifest(document: Readonly<Record<string, unknown>>): Record<string, unknown> | null {
+  const inner = (document.predicate as { readonly headstart_volume?: unknown } | null | undefined)?.headstart_volume;
+  const manifest = (inner ?? document) as Readonly<Record<string, unknown>>;
+  if (manifest.schema !== MANIFEST_SCHEMA) return null;
+  const { blocks, ...rest } = manifest;
+  if (typeof blocks !== "object" || blocks === null) return rest;
+  const { size, linear, sha256: digests } = blocks as Readonly<Record<string, unknown>>;
+  return { ...rest, blocks: { size, count: Object.keys(digests ?? {}).length, linear } };
+}

@@ -247,7 +247,18 @@ test("several platforms are a disk each, with the architecture in its name", asy
     built.map(({ output: path, platform }) => [path, platform.replace(/\/v8$/, "")]),
     named,
   );
-  for (const [path] of named) fsckExt4(path!);
+  for (const [path, platform] of named) {
+    fsckExt4(path!);
+    const inspect = async (file: string) =>
+      JSON.parse((await headstart(["inspect", file, "--json"])).stdout) as Record<string, unknown>;
+    const volume = await inspect(path!);
+    assert.deepEqual(
+      [volume.kind, (volume.overlayfs as unknown[]).length],
+      ["volume", platform === "linux/amd64" ? 3 : 2],
+    );
+    const manifest = await inspect(`${path}.json`);
+    assert.deepEqual([manifest.kind, String(manifest.platform).replace(/\/v8$/, "")], ["volume-manifest", platform]);
+  }
 });
 
 test("a root without the layers' blobs starts containers too", async () => {

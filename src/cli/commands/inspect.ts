@@ -17,6 +17,9 @@ import { inspectZtoc } from "../../formats/soci/inspect.ts";
 import { inspectNydusForms, inspectNydusImage, inspectRafs } from "../../image/look-nydus.ts";
 import { parseConfig, parseIndex, parseManifest } from "../../oci/manifest.ts";
 import { parseSource } from "../../oci/reference.ts";
+import { EXT4_MAGIC } from "../../volume/ext4/ondisk.ts";
+import { inspectVolume } from "../../volume/inspect.ts";
+import { describeManifest } from "../../volume/manifest.ts";
 import { addSourceOptions, openNamed, type SourceOptions } from "../sources.ts";
 
 export interface Inspected {
@@ -31,7 +34,9 @@ export interface Inspected {
     | "layer-blob"
     | "rafs-bootstrap"
     | "rafs-image"
-    | "nydus-blob";
+    | "nydus-blob"
+    | "volume"
+    | "volume-manifest";
   readonly [field: string]: unknown;
 }
 
@@ -41,7 +46,7 @@ export function registerInspect(program: Command): void {
       .command("inspect <file-or-source>")
       .summary("decode an index, manifest or layer file")
       .description(
-        "Decode a zTOC, SOCI index, prefetch artifact, OCI manifest, index or configuration, a Nydus bootstrap or blob, or an EROFS layer file: recognised by content.",
+        "Decode a zTOC, SOCI index, prefetch artifact, OCI manifest, index or configuration, a Nydus bootstrap or blob, an EROFS layer file, a volume or its manifest: recognised by content.",
       )
       .option("--entries", "of a zTOC: list every entry with its spans"),
   )
@@ -102,6 +107,10 @@ async function inspectFile(path: string, entries: boolean): Promise<Inspected> {
     return { kind: "rafs-bootstrap", ...inspectBootstrap(await readFile(path), path) };
   }
   if (head.byteLength >= 1028 && view.getUint32(1024, true) === EROFS_MAGIC) return inspectErofs(path);
+  if (isDisk(head)) {
+    const { kind: _, ...found } = inspectVolume(path);
+    return { kind: "volume", ...found };
+  }
   // before what the first bytes say: those of a blob are its first chunk, often a zstd frame
   const blob = inspectNydusBlob(path);
   if (blob !== null) return { kind: "nydus-blob", size, ...blob };
@@ -121,6 +130,12 @@ async function inspectFile(path: string, entries: boolean): Promise<Inspected> {
       cause,
     });
   }
+}
+
+/** A partition table, or the superblock of ext4. */
+function isDisk(head: Buffer): boolean {
+  if (head.byteLength < HEAD_BYTES) return false;
+  return head.toString("latin1", 512, 520) === "EFI PART" || head.readUInt16LE(1024 + 56) === EXT4_MAGIC;
 }
 
 function readHead(path: string, count: number): Buffer {
@@ -189,6 +204,8 @@ function inspectJson(bytes: Uint8Array, what: string): Inspected | null {
   } catch {
     return null;
   }
+  const volume = describeManifest(value);
+  if (volume !== null) return { kind: "volume-manifest", ...volume };
   if (Array.isArray(value.prefetch_spans)) return { kind: "soci-prefetch", ranges: readPrefetch(bytes, what) };
   if (Array.isArray(value.manifests)) return { kind: "oci-index", ...parseIndex(bytes, what) };
   if (value.rootfs !== undefined && value.layers === undefined)

@@ -15,7 +15,7 @@ import {
 } from "../../volume/build.ts";
 import { readFormer } from "../../volume/former.ts";
 import { readHotList } from "../../volume/hot.ts";
-import { type VolumeManifest, volumeManifest } from "../../volume/manifest.ts";
+import { describeManifest, type VolumeManifest, volumeManifest } from "../../volume/manifest.ts";
 import { planNotes } from "../../volume/notes.ts";
 import { describePlan, planSizes, type VolumePlan } from "../../volume/plan.ts";
 import { Interrupt } from "../interrupt.ts";
@@ -147,7 +147,7 @@ async function build(named: readonly string[], options: BuildOptions): Promise<v
     }
     progress.done();
     const manifest = record.predicate.headstart_volume;
-    print(options, { output, previous: followed, ...withoutDigests(manifest) }, plan, manifest, `${output}:`);
+    print(options, { output, previous: followed, ...describeManifest({ ...manifest }) }, plan, manifest, `${output}:`);
   }
 }
 
@@ -189,13 +189,6 @@ function progressLine(state: BuildProgress, total: ReturnType<typeof planSizes>)
   const { fetchedBytes, layersDone, written } = state;
   if (written) return `${formatBytes(written.bytes)} of ${formatBytes(written.of)} written`;
   return `${formatBytes(fetchedBytes)} of ${formatBytes(total.layerBytes)} fetched, ${layersDone} of ${total.snapshots} layers unpacked`;
-}
-
-/** A digest for each 512 KiB is for PATH.json. */
-function withoutDigests(manifest: VolumeManifest): Record<string, unknown> {
-  const { blocks, ...rest } = manifest;
-  if (blocks === undefined) return rest;
-  return { ...rest, blocks: { size: blocks.size, count: Object.keys(blocks.sha256).length, linear: blocks.linear } };
 }
 
 function print(
