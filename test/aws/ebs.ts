@@ -122,7 +122,9 @@ function start(world: World, behaviour: Behaviour, request: EbsRequest): Answer 
       if (known.parameters !== JSON.stringify(rest)) {
         throw new Refusal(409, "ConflictException", "The client token was used with other parameters.");
       }
-      return json(201, started(world.find(known.id)!));
+      const snapshot = world.find(known.id);
+      // of one that was deleted the token is free again
+      if (snapshot !== undefined) return json(201, started(snapshot));
     }
   }
   const snapshot = checkedStart(world, behaviour, parameters);

@@ -309,6 +309,16 @@ test("--resume is refused for another volume, and starts anew when the snapshot 
   assert.notEqual(second.snapshot, first);
   assert.deepEqual(second.blocks, { total: 60, freed: 0, changed: 60, sent: 60, resumed: 0 });
   await place.assertHolds(second.snapshot);
+  writeDisk(place.disk, 70, { 0: 9999 });
+  behaviour.faults.push({ on: "PutSnapshotBlock", kind: "denied", every: 30 });
+  await failure(place.push());
+  behaviour.faults.length = 0;
+  const third = [...world.snapshots.keys()].at(-1)!;
+  world.snapshots.delete(third);
+  const fourth = await place.push({ resume: true });
+  assert.notEqual(fourth.snapshot, third);
+  assert.equal(fourth.blocks.resumed, 0);
+  await place.assertHolds(fourth.snapshot);
 });
 
 test("a snapshot that ends in error is an error, and the next push begins another", async () => {

@@ -236,7 +236,9 @@ export class Upload {
       const why = status === "completed" ? "completed, by another push of the same volume" : (status ?? "not pending");
       return new HeadstartError("HS_EBS_SNAPSHOT", { what: `snapshot ${snapshot} is ${why}`, cause: error });
     }
-    const what = `snapshot ${snapshot} has ${state.done.size} of ${this.#plan.changed.size} blocks and stays pending for a day`;
+    const what = state.words.has("completing")
+      ? `snapshot ${snapshot} has all its blocks, and EBS may be completing it`
+      : `snapshot ${snapshot} has ${state.done.size} of ${this.#plan.changed.size} blocks and stays pending for a day`;
     return new HeadstartError("HS_EBS_UNFINISHED", { what, cause: error });
   }
 }
