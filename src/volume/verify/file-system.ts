@@ -108,7 +108,9 @@ function checkGaps({ disk }: OpenDisk, findings: Findings): void {
   ];
   for (const [from, to] of gaps) {
     if (to <= from || from < 0 || to > disk.size) continue;
-    const at = disk.readAt(from, to - from).findIndex((byte) => byte !== 0);
-    if (at >= 0) findings.add("partition-table", `byte ${from + at}`, "is not zero, and belongs to nothing");
+    const bytes = disk.readAt(from, to - from);
+    if (Buffer.alloc(bytes.byteLength).equals(bytes)) continue;
+    const at = bytes.findIndex((byte) => byte !== 0);
+    findings.add("partition-table", `byte ${from + at}`, "is not zero, and belongs to nothing");
   }
 }
