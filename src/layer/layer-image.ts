@@ -353,6 +353,7 @@ export class LayerImage implements AsyncDisposable {
     if (this.#closing.signal.aborted) return;
     const reason = new HeadstartError("HS_CANCELED", { what: `${this.what} was closed` });
     this.#closing.abort(reason);
+    for (const { layer, set } of this.#devices) layer.dataFill?.unwatch(set);
     await this.#background;
     await Promise.all(this.#held);
     const content = this.#content;
