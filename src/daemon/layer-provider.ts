@@ -39,7 +39,8 @@ export function layerProvider({ images, mounts, chains, ladder }: LayerProviderP
       const { signal, namespace = null, target } = options;
       const adopted = options.isAdopted === true ? (layer: number) => mounts.isMounted(layer) : undefined;
       const claimed = chain.map((part) => (part.kind === "layer" ? part.layer : null));
-      const layers = given.get(owner) ?? (await images.layersFor(claimed, { namespace, target, signal, adopted }));
+      const layers =
+        given.get(owner) ?? (await images.chains.layersFor(claimed, { namespace, target, signal, adopted }));
       given.set(owner, layers);
       // directories stay in their order between the layers
       const directories = chain.filter((part) => part.kind === "directory").values();

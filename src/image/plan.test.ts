@@ -80,7 +80,7 @@ async function setUp(stack: AsyncDisposableStack, policy: TrustPolicy = "bound")
   };
   const ids = (all: Awaited<ReturnType<typeof offers>>) =>
     all.map((offer) => ("layer" in offer ? offer.layer : assert.fail(offer.reason)));
-  const container = (layers: readonly number[]) => provider.layersFor(layers, { namespace: "k8s.io" });
+  const container = (layers: readonly number[]) => provider.chains.layersFor(layers, { namespace: "k8s.io" });
   return { registry, store, provider, names, offers, ids, container };
 }
 
@@ -94,6 +94,10 @@ test("a Nydus image: snapshots of blobs hold nothing, the bootstrap's is the who
   const whole = layers.at(-1)!;
   assert.deepEqual(layers.slice(0, -1), [EMPTY_LAYER, EMPTY_LAYER, EMPTY_LAYER]);
   assert.deepEqual(await container(layers), [whole]);
+  // a container that was committed: what containerd unpacked lies above
+  assert.deepEqual(await provider.chains.layersFor([...layers, null], { namespace: "k8s.io" }), [whole, null]);
+  // blobs without their bootstrap are another image's layers, and nobody knows of that image
+  await assert.rejects(container(layers.slice(0, 2)), { code: "HS_NYDUS_UNUSABLE" });
   const made = await provider.ready(whole);
   assert.equal(made.kind, "image");
   assert.equal(made.isComplete, false);

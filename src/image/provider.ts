@@ -11,12 +11,13 @@ import { describeError, HeadstartError, isHeadstartError } from "../base/errors.
 import { publish } from "../base/events.ts";
 import type { LayerImage } from "../layer/layer-image.ts";
 import type { LayerRow } from "../layer/rows.ts";
+import { ChainLayers } from "./chain-layers.ts";
 import { LayerMaker, type LayerMakerOptions } from "./layer-maker.ts";
 import type { ManifestSource } from "./open.ts";
 import { type Plan, type PlannedLayer, Planner } from "./plan.ts";
 import { type ImageNames, PrivateChains } from "./private-chains.ts";
 import { unpackSource } from "./source.ts";
-import { EMPTY_LAYER, type Substitute, Substitutes } from "./substitutes.ts";
+import { EMPTY_LAYER, Substitutes } from "./substitutes.ts";
 import type { TrustPolicy } from "./trust.ts";
 
 export interface ImageProviderOptions extends LayerMakerOptions {
@@ -71,15 +72,12 @@ export class ImageProvider {
   readonly #clock: Clock;
   readonly #substitutes: Substitutes;
   readonly #planner: Planner;
-  readonly #private: PrivateChains;
+  /** What containers upon a chain of snapshots are given. */
+  readonly chains: ChainLayers;
   /** When a layer was last offered: a collection that began before must leave it alone. */
   readonly #offeredAtMs = new Map<number, number>();
   readonly #collecting = new Set<Promise<void>>();
   readonly #records = new Map<string, { record: ImageRecord; opening: Promise<void> }>();
-  /** Plans of the OCI forms of Nydus images that turned out not to be sound. */
-  readonly #instead = new Map<number, Promise<Plan>>();
-  /** Why containers upon a chain were not given its alternative the last time. */
-  readonly #withheld = new Map<ChainID, string>();
 
   constructor(options: ImageProviderOptions) {
     this.#options = options;
@@ -87,7 +85,14 @@ export class ImageProvider {
     this.maker = new LayerMaker(options);
     this.#substitutes = new Substitutes(options.store);
     this.#planner = new Planner({ ...options, maker: this.maker, substitutes: this.#substitutes });
-    this.#private = new PrivateChains(options);
+    this.chains = new ChainLayers({
+      store: options.store,
+      maker: this.maker,
+      substitutes: this.#substitutes,
+      privateChains: new PrivateChains(options),
+      open: ({ name, manifest }, { namespace, signal }) => this.#open(name, manifest, namespace, signal),
+      planInstead: (nydus, why, namespace) => this.#planInstead(nydus, why, namespace),
+    });
   }
 
   /** Never throws but for the caller's signal: what cannot be provided is a "no" with its reason. */
@@ -110,38 +115,6 @@ export class ImageProvider {
   /** The layer's file (or that of the one that stands in for it), mountable. */
   ready(layer: number, signal?: AbortSignal): Promise<LayerImage> {
     return this.maker.ready(layer, signal);
-  }
-
-  /**
-   * What is laid over each other for a container upon a chain of snapshots, lowest first, as rows of the layer store; null is a snapshot that containerd unpacked. `target`: the
-   * chainID of the topmost, where it is known. `adopted`: the container began under a process of before, and these layers are mounted. Throws HS_NYDUS_UNUSABLE and, where the chain is not what it says, what asking containerd throws.
-   */
-  async layersFor(
-    chain: readonly (number | null)[],
-    options: {
-      namespace: string | null;
-      target?: ChainID | null | undefined;
-      signal?: AbortSignal | undefined;
-      adopted?: ((layer: number) => boolean) | undefined;
-    },
-  ): Promise<readonly (number | null)[]> {
-    if (chain.includes(EMPTY_LAYER) && !this.#isNydus(chain.at(-1) ?? null))
-      return await this.#layersOfImage(options.target ?? null, options);
-    const claimed = chain.filter((id) => id !== null);
-    if (claimed.length === chain.length) {
-      const whole = await this.#alternativeFor(claimed, options);
-      if (whole !== null) return [whole];
-    }
-    const parts: (number | null)[] = [];
-    for (const [position, id] of chain.entries()) {
-      const isTop = position === chain.length - 1;
-      const substitute = id === null ? null : this.#substitutes.substitute(id);
-      if (id === null) parts.push(null);
-      else if (options.adopted !== undefined) parts.push(...this.#substitutes.parts(id));
-      else if (substitute !== null) parts.push(...(await this.#layersInstead(substitute, isTop, options)));
-      else parts.push(...((isTop ? await this.#insteadOfUnsound(id, options) : null) ?? this.#substitutes.parts(id)));
-    }
-    return parts;
   }
 
   /** After a restart: goes on with what was claimed. */
@@ -171,8 +144,8 @@ export class ImageProvider {
   images(): ImageStatus[] {
     return [...this.#records.values()].map(({ record }) => {
       const { plan, refusal } = record;
-      const withheld = plan === null ? undefined : this.#withheld.get(plan.chain.at(-1)!);
-      const layers = (plan?.layers ?? []).map((layer) => this.#layerNow(layer, withheld ?? null));
+      const withheld = plan === null ? null : this.chains.withheld(plan.chain.at(-1)!);
+      const layers = (plan?.layers ?? []).map((layer) => this.#layerNow(layer, withheld));
       const modes = new Set(layers.map((layer) => layer.mode));
       const mode = modes.size > 1 ? "mixed" : ([...modes][0] ?? "eager");
       return {
@@ -235,110 +208,12 @@ export class ImageProvider {
     // images that planned it are opened anew at their next pull
     for (const [key, { record }] of this.#records) if (record.plan?.uses.has(layer)) this.#records.delete(key);
     this.#offeredAtMs.delete(layer);
-    this.#instead.delete(layer);
+    this.chains.forget(layer);
     try {
       await unmount(layer);
       await this.maker.remove(layer);
     } catch (error) {
       publish("image:collect-failed", { layer, error: describeError(error) });
-    }
-  }
-
-  /** The layer that takes the place of a whole chain, made; null when there is none, it cannot be had, or the chain is not that of one trusted image alone. */
-  async #alternativeFor(
-    layers: readonly number[],
-    options: {
-      namespace: string | null;
-      signal?: AbortSignal | undefined;
-      adopted?: ((layer: number) => boolean) | undefined;
-    },
-  ): Promise<number | null> {
-    const chain = layers.includes(EMPTY_LAYER) ? null : this.#substitutes.chainOf(layers);
-    const alternative = chain === null ? null : this.#substitutes.alternative(chain);
-    if (chain === null || alternative === null) return null;
-    const layer = alternative.layers[0]!;
-    if (options.adopted !== undefined) return options.adopted(layer) ? layer : null;
-    try {
-      const other = await this.#private.otherImage(chain, alternative.owner, options);
-      const { unsound } = other === null ? await this.ready(layer, options.signal) : { unsound: null };
-      if (other === null && unsound === null) {
-        this.#withheld.delete(chain);
-        return layer;
-      }
-      const what =
-        unsound ?? `the image ${other?.name} has the same layers, and nothing says that they hold the same there`;
-      this.#withheld.set(chain, `its Nydus form is not used: ${what}`);
-    } catch (error) {
-      options.signal?.throwIfAborted();
-      this.#withheld.set(chain, `its Nydus form cannot be used: ${describeError(error)}`);
-    }
-    publish("image:alternative-withheld", { chain, layer, reason: this.#withheld.get(chain) });
-    return null;
-  }
-
-  /** The OCI form of a Nydus image that could not be had. Another image with the same bootstrap may be sound, or have another OCI form: then its bootstrap, which the chain names by digest, is right for both. */
-  async #layersInstead(
-    substitute: Substitute,
-    isTop: boolean,
-    options: { namespace: string | null; signal?: AbortSignal | undefined },
-  ): Promise<readonly number[]> {
-    const unusable = (what: string) => new HeadstartError("HS_NYDUS_UNUSABLE", { what });
-    if (!isTop) throw unusable("layers above the bootstrap of a Nydus image that cannot be had");
-    const other = await this.#private.otherImage(substitute.chain, substitute.owner, options);
-    if (other === null) return substitute.layers;
-    const { plan, refusal } = await this.#open(other.name, other.manifest, options.namespace, options.signal);
-    const top = plan?.layers.at(-1)?.layer;
-    if (top === undefined || this.#substitutes.substitute(top) !== null)
-      throw unusable(
-        `images of one Nydus bootstrap have different OCI forms: ${other.name}: ${refusal?.reason ?? plan?.reason}`,
-      );
-    return this.#substitutes.parts(top);
-  }
-
-  #isNydus(id: number | null): boolean {
-    return id !== null && (this.#options.store.row(id)?.kind === "image" || this.#substitutes.substitute(id) !== null);
-  }
-
-  /**
-   * A chain that is no Nydus image's, upon a snapshot that was claimed for a Nydus blob, so that it holds nothing: an image can name a layer's plain tar as a blob of its own. The image of the chain says
-   * what its layers are.
-   */
-  async #layersOfImage(
-    target: ChainID | null,
-    options: { namespace: string | null; signal?: AbortSignal | undefined },
-  ): Promise<readonly number[]> {
-    const unusable = (why: string) =>
-      new HeadstartError("HS_NYDUS_UNUSABLE", { what: `a layer below was claimed as a blob of a Nydus image: ${why}` });
-    const image = target === null ? null : await this.#private.otherImage(target, null, options);
-    if (image === null) throw unusable("containerd has no image of this chain");
-    const { plan, refusal } = await this.#open(image.name, image.manifest, options.namespace, options.signal);
-    const layers = plan?.layers.map((planned) => planned.layer) ?? [];
-    if (plan === null || layers.includes(EMPTY_LAYER))
-      throw unusable(`${image.name}: ${refusal?.reason ?? "it is no OCI image"}`);
-    return layers;
-  }
-
-  /** A Nydus image of which bytes came wrong from everywhere: its OCI form, for containers from now on. Null where all is well, or there is nothing better. */
-  async #insteadOfUnsound(
-    id: number,
-    options: { namespace: string | null; signal?: AbortSignal | undefined },
-  ): Promise<readonly number[] | null> {
-    const { store } = this.#options;
-    const row = store.row(id);
-    const why = row?.kind === "image" ? (store.opened(id)?.unsound ?? null) : null;
-    if (row === null || why === null) return null;
-    try {
-      const planned = this.#instead.get(id) ?? this.#planInstead(row, why, options.namespace);
-      this.#instead.set(id, planned);
-      const substitute = this.#substitutes.substitute((await planned).layers.at(-1)!.layer);
-      if (substitute === null || (await this.#private.otherImage(substitute.chain, substitute.owner, options)) !== null)
-        return null;
-      return substitute.layers;
-    } catch (error) {
-      this.#instead.delete(id);
-      options.signal?.throwIfAborted();
-      publish("image:nydus-refused", { layer: id, reason: `${why}; ${describeError(error)}` });
-      return null;
     }
   }
 
