@@ -53,7 +53,9 @@ function checkJournal(reader: Ext4Reader, place: string, findings: Findings): vo
     return;
   }
   const inode = reader.inode(superblock.journalInode);
-  const bytes = Buffer.from(reader.read(inode, 0, BLOCK));
+  const bytes = Buffer.alloc(BLOCK);
+  // an inode of any size
+  bytes.set(reader.read(inode, 0, BLOCK));
   const blocks = inode.size / BLOCK;
   const field = (index: number) => bytes.readUInt32BE(index * 4);
   // magic, type 4 (superblock v2), -, block size, blocks, first block, sequence, start (0: clean), error

@@ -453,6 +453,35 @@ test("a damaged partition table, primary or backup, and bytes where nothing belo
   }
 });
 
+test("a journal of another size, one that was not replayed and one that is too small to grow are found", async () => {
+  const disk = join(directory, "journal.img");
+  await makeVolume(disk, [TINY_SOURCE], { layout: "al2023" });
+  rmSync(`${disk}.json`);
+  using patcher = new Ext4Patcher(disk);
+  const { superblock } = patcher.reader;
+  const number = superblock.journalInode;
+  const { physical } = patcher.reader.extents(patcher.reader.inode(number)).extents[0]!;
+  const word = (index: number, value: number) => {
+    const bytes = Buffer.alloc(4);
+    bytes.writeUInt32BE(value);
+    patcher.write(physical * 4096 + index * 4, bytes);
+  };
+  const cases: readonly (readonly [harm: () => void, words: RegExp])[] = [
+    [() => patcher.inode(number, (view, at) => view.setUint32(at.i_size_lo, 10, true)), /clean journal|too few/],
+    [() => word(7, 1), /not that of a clean journal/],
+    [() => word(8, 5), /not that of a clean journal/],
+    [() => word(0, 0), /not that of a clean journal/],
+    [() => patcher.inode(number, (view, at) => view.setUint32(at.i_size_lo, 4096 * 1024, true)), /too few to grow/],
+  ];
+  for (const [harmJournal, words] of cases) {
+    harmJournal();
+    const { ok, differences } = await verify(disk);
+    assert.equal(ok, false);
+    assert.match(differences.map(({ message }) => message).join("\n"), words);
+    patcher.undo();
+  }
+});
+
 test("what is no volume is said to be none", async () => {
   const empty = join(directory, "empty");
   makeSkeletonOf(empty);
