@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
-import { nydusLayout } from "../../test/suites/golden-nydus.ts";
+import { nydusBlobs, nydusBootstrap, nydusLayout } from "../../test/suites/golden-nydus.ts";
 import { sha256 } from "../base/digest.ts";
 import { NYDUS_ANNOTATIONS } from "../formats/nydus/ondisk.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
@@ -13,7 +13,7 @@ import { MEDIA_TYPES } from "../oci/media-types.ts";
 import { openDestination, openSource } from "../oci/open.ts";
 import { parseSource } from "../oci/reference.ts";
 import type { BlobHandle, ImageReader } from "../oci/store.ts";
-import { checkNydus, checkNydusForm, type NydusCheck } from "./check-nydus.ts";
+import { checkNydus, checkNydusForm, checkRafs, type NydusCheck } from "./check-nydus.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "headstart-check-"));
 after(() => rmSync(directory, { recursive: true }));
@@ -126,6 +126,18 @@ for (const [index, [name, change, findings]] of BAD.entries()) {
   });
 }
 
+test("a bootstrap beside its blobs is checked by the rules that need no manifest", async () => {
+  const bootstrap = join(directory, "image.boot");
+  writeFileSync(bootstrap, nydusBootstrap("v6-zran-multi"));
+  const source = await golden("native-merge");
+  const against = { reader: source, image: await loadImage(source) };
+  const check = await checkRafs({ bootstrap, blobs: nydusBlobs }, { against });
+  assert.deepEqual([check.findings, check.checked], [[], ["bootstrap", "data", "tree"]]);
+  assert.equal(check.manifest, null);
+  const nowhere = await checkRafs({ bootstrap, blobs: directory });
+  assert.deepEqual(findingsOf(nowhere), ["data HS_BLOB_NOT_FOUND"]);
+});
+
 test("found: a flipped bit in the data, and a tree that is another", async () => {
   const reader = await golden("ociref");
   const image = await loadImage(reader);
@@ -162,4 +174,6 @@ test("found: a flipped bit in the data, and a tree that is another", async () =>
     different.findings.map(({ rule, message }) => `${rule} ${message.split(":")[0]}`),
     ['config its "config" is not that of the OCI image', "tree /etc/xattr-user"],
   );
+  const ignoring = await checkNydus(reader, image, { against, ignore: ["/etc"] });
+  assert.deepEqual(findingsOf(ignoring), ["config -"]);
 });

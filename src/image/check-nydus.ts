@@ -14,7 +14,7 @@ import type { LoadedImage, Manifest } from "../oci/manifest.ts";
 import { MEDIA_TYPES } from "../oci/media-types.ts";
 import type { ImageReader } from "../oci/store.ts";
 import { lookIntoImage } from "./look.ts";
-import { type NydusParts, openNydusContent, openNydusImage } from "./look-nydus.ts";
+import { type NydusParts, openNydusContent, openNydusImage, openRafs } from "./look-nydus.ts";
 import { findNydus, findOci } from "./siblings.ts";
 
 export type NydusRule = "manifest" | "config" | "bootstrap" | "data" | "tree";
@@ -40,12 +40,15 @@ export interface NydusCheckOptions {
   readonly against?: { readonly reader: ImageReader; readonly image: LoadedImage } | undefined;
   /** Differences of the trees that are told. */
   readonly limit?: number;
+  /** Paths whose differences are not told, with all below them. */
+  readonly ignore?: readonly string[] | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onRule?: (rule: NydusRule) => void;
 }
 
 export interface NydusFormCheck extends NydusCheck {
-  readonly manifest: Digest;
+  /** Null for a bootstrap beside a folder of blobs. */
+  readonly manifest: Digest | null;
   /** The OCI image that it was compared with. */
   readonly against: Digest | null;
 }
@@ -74,6 +77,16 @@ export async function checkNydusForm(
   };
 }
 
+/** `rafs:BOOTSTRAP:BLOBDIR`: the rules that need no manifest. Throws as `checkNydus`. */
+export async function checkRafs(
+  source: { readonly bootstrap: string; readonly blobs: string },
+  options: NydusCheckOptions = {},
+): Promise<NydusFormCheck> {
+  const check = new Check(options);
+  await check.parts(() => openRafs(source));
+  return { manifest: null, against: options.against?.image.manifestDescriptor.digest ?? null, ...check.result() };
+}
+
 /** Throws HS_REGISTRY_* and what an image to compare with throws. */
 export async function checkNydus(
   reader: ImageReader,
@@ -81,40 +94,70 @@ export async function checkNydus(
   options: NydusCheckOptions = {},
 ): Promise<NydusCheck> {
   const { against, signal } = options;
-  const findings: NydusFinding[] = [];
-  const checked: NydusRule[] = [];
-  const attempt = async <T>(rule: NydusRule, work: () => Promise<T> | T): Promise<T | null> => {
-    options.onRule?.(rule);
-    checked.push(rule);
+  const check = new Check(options);
+  await check.rule("manifest", (say) => {
+    checkManifest(image.manifest, say);
+    readNydusManifest(image.manifest, `manifest ${image.manifestDescriptor.digest}`);
+  });
+  if (against !== undefined) await check.rule("config", (say) => checkConfig(image, against.image, say));
+  await check.parts(() => openNydusImage(reader, image, signal));
+  return check.result();
+}
+
+type Say = (message: string) => void;
+
+/** One run over the rules: what each found, and what was looked at. */
+class Check {
+  readonly #options: NydusCheckOptions;
+  readonly #findings: NydusFinding[] = [];
+  readonly #checked: NydusRule[] = [];
+  #entries = 0;
+  #bytes = 0;
+
+  constructor(options: NydusCheckOptions) {
+    this.#options = options;
+  }
+
+  result(): NydusCheck {
+    return { findings: this.#findings, checked: this.#checked, entries: this.#entries, bytes: this.#bytes };
+  }
+
+  /** Null when the work could not be done for what is wrong with the image. */
+  async rule<T>(rule: NydusRule, work: (say: Say) => Promise<T> | T): Promise<T | null> {
+    this.#options.onRule?.(rule);
+    this.#checked.push(rule);
     try {
-      return await work();
+      return await work((message) => this.#findings.push({ rule, code: null, message }));
     } catch (error) {
       if (!isHeadstartError(error) || !isAnswer(error)) throw error;
-      findings.push({ rule, code: error.code, message: String(error.details.what) });
+      this.#findings.push({ rule, code: error.code, message: String(error.details.what) });
       return null;
     }
-  };
-  const say = (rule: NydusRule) => (message: string) => findings.push({ rule, code: null, message });
-  checkManifest(image.manifest, say("manifest"));
-  await attempt("manifest", () => readNydusManifest(image.manifest, `manifest ${image.manifestDescriptor.digest}`));
-  if (against !== undefined) {
-    await attempt("config", () => checkConfig(image, against.image, say("config")));
   }
-  const parts = await attempt("bootstrap", () => openNydusImage(reader, image, signal));
-  if (parts === null) return { findings, checked, entries: 0, bytes: 0 };
-  const { bootstrap } = parts;
-  const hashes = await attempt("data", () => hashAll(parts, signal));
-  if (against !== undefined && hashes !== null) {
-    await attempt("tree", async () => {
-      const ours = await linesOf(bootstrap, hashes);
+
+  /** Bootstrap, data and tree. */
+  async parts(open: () => Promise<NydusParts>): Promise<void> {
+    const { against, signal } = this.#options;
+    const parts = await this.rule("bootstrap", open);
+    if (parts === null) return;
+    const { tree } = parts.bootstrap;
+    this.#entries = tree.childInode.length + 1;
+    const hashes = await this.rule("data", () => hashAll(parts, signal));
+    if (hashes === null) return;
+    for (const inode of hashes.keys()) this.#bytes += tree.size[inode]!;
+    if (against === undefined) return;
+    await this.rule("tree", async (say) => {
+      const ours = await linesOf(parts.bootstrap, hashes);
       const theirs = await plainLines(against.reader, against.image, signal);
-      const differences = compareTreeLines(theirs, ours).toSorted(byPath);
-      for (const difference of differences.slice(0, options.limit ?? DIFFERENCES_MAX))
-        say("tree")(describeDifference(difference));
+      const differences = compareTreeLines(theirs, ours).filter(({ path }) => !this.#isIgnored(path));
+      for (const difference of differences.toSorted(byPath).slice(0, this.#options.limit ?? DIFFERENCES_MAX))
+        say(describeDifference(difference));
     });
   }
-  const bytes = bootstrap.tree.size.reduce((sum, size, inode) => (hashes?.has(inode) ? sum + size : sum), 0);
-  return { findings, checked, entries: bootstrap.tree.childInode.length + 1, bytes };
+
+  #isIgnored(path: string): boolean {
+    return (this.#options.ignore ?? []).some((root) => path === root || path.startsWith(`${root.replace(/\/$/, "")}/`));
+  }
 }
 
 /** A thing of the image that is wrong or not there, not a thing of the way to it. */
@@ -123,7 +166,7 @@ function isAnswer({ code, kind }: HeadstartError): boolean {
 }
 
 /** What reading a manifest does not mind: containerd unpacks this layer, and other tools take nothing but gzip. */
-function checkManifest(manifest: Manifest, say: (message: string) => void): void {
+function checkManifest(manifest: Manifest, say: Say): void {
   const last = manifest.layers.at(-1);
   if (
     last !== undefined &&
@@ -133,7 +176,7 @@ function checkManifest(manifest: Manifest, say: (message: string) => void): void
     say(`the bootstrap layer ${last.digest} is ${last.mediaType}: a tar.gz is wanted`);
 }
 
-function checkConfig(image: LoadedImage, source: LoadedImage, say: (message: string) => void): void {
+function checkConfig(image: LoadedImage, source: LoadedImage, say: Say): void {
   const [ours, theirs] = [image, source].map(({ config }) => field(config.document, "config") ?? {});
   if (!isDeepStrictEqual(ours, theirs))
     say(`its "config" is not that of the OCI image: ${JSON.stringify(ours)}, there ${JSON.stringify(theirs)}`);

@@ -5,7 +5,7 @@ import type { Command } from "commander";
 import { HeadstartError } from "../../base/errors.ts";
 import { sourceLayerOf } from "../../convert/nydus-manifest.ts";
 import { isNydusManifest } from "../../formats/nydus/manifest.ts";
-import { checkNydusForm, type NydusFormCheck } from "../../image/check-nydus.ts";
+import { checkNydusForm, checkRafs, type NydusFormCheck, type NydusRule } from "../../image/check-nydus.ts";
 import { loadImage } from "../../oci/manifest.ts";
 import { openSource } from "../../oci/open.ts";
 import { type ImageSource, parseSource, sourceAt } from "../../oci/reference.ts";
@@ -63,6 +63,7 @@ is, without root; the OCI image to compare with is its subject, or stands in the
 Examples:
   headstart check HOST/REPO:TAG
   headstart check oci:./layout:v2 --against oci:./layout:v1
+  headstart check rafs:./image.boot:./blobs --against HOST/REPO:TAG
 `,
     )
     .action(async (name: string, options: CheckOptions) => {
@@ -79,7 +80,7 @@ Examples:
       const { nydus } = form;
       if (!options.json && nydus !== null) printForm(nydus);
       const mounted =
-        form.plain === null || (nydus !== null && process.getuid?.() !== 0)
+        form.plain === null || !form.isSound || (nydus !== null && process.getuid?.() !== 0)
           ? null
           : await checkMounted(
               { image: form.image, plain: form.plain, without: form.without },
@@ -109,6 +110,8 @@ interface CheckedForm {
   /** What containerd can unpack to compare the mounted image with; null where there is none. */
   readonly plain: ImageSource | null;
   readonly without: readonly string[];
+  /** Nothing is gained by mounting what is known to be broken. */
+  readonly isSound: boolean;
 }
 
 /** By the rules for Nydus images, read from where it is. */
@@ -116,20 +119,34 @@ async function checkForm(name: string, options: CheckOptions, limit: number, pro
   const platform = platformOf(options);
   const source = parseSource(name);
   const named = options.against === undefined ? undefined : parseSource(options.against);
-  await using reader = await openSource(source, openOptions(source, options));
+  const rules = {
+    limit,
+    ignore: options.ignore,
+    onRule: (rule: NydusRule) => progress.update(`checking the Nydus form: ${rule}`),
+  };
+  await using stack = new AsyncDisposableStack();
+  const against = async () => {
+    if (named === undefined) return undefined;
+    const reader = stack.use(await openSource(named, openOptions(named, options)));
+    return { reader, image: await loadImage(reader, platform) };
+  };
+  if (source.kind === "rafs") {
+    const nydus = await checkRafs(source, { ...rules, against: await against() });
+    return { nydus, image: source, plain: null, without: [], isSound: true };
+  }
+  const reader = stack.use(await openSource(source, openOptions(source, options)));
   const image = await loadImage(reader, platform);
   const isPlain = !isNydusManifest(image.manifest);
-  await using other = isPlain || named === undefined ? null : await openSource(named, openOptions(named, options));
-  const nydus = await checkNydusForm(reader, image, {
-    against: other === null ? undefined : { reader: other, image: await loadImage(other, platform) },
-    limit,
-    onRule: (rule) => progress.update(`checking the Nydus form: ${rule}`),
-  });
+  const nydus = await checkNydusForm(reader, image, { ...rules, against: isPlain ? undefined : await against() });
   const beside = nydus === null || nydus.against === null ? null : sourceAt(source, nydus.against);
-  const plain = named ?? (isPlain ? source : beside);
-  // other builders keep neither fractions of times nor link counts
-  const without = isPlain || image.layers.some((layer) => sourceLayerOf(layer) !== null) ? [] : ["mtime", "nlink"];
-  return { nydus, image: source, plain, without };
+  return {
+    nydus,
+    image: source,
+    plain: named ?? (isPlain ? source : beside),
+    // other builders keep neither fractions of times nor link counts
+    without: isPlain || image.layers.some((layer) => sourceLayerOf(layer) !== null) ? [] : ["mtime", "nlink"],
+    isSound: isPlain || nydus === null || nydus.findings.length === 0,
+  };
 }
 
 function printForm(nydus: NydusFormCheck): void {
@@ -138,7 +155,7 @@ function printForm(nydus: NydusFormCheck): void {
   const against =
     nydus.against === null ? "no OCI image to compare it with: --against names one" : `compared with ${nydus.against}`;
   process.stdout.write(
-    `Nydus image ${nydus.manifest} ${verdict}: ${nydus.checked.join(", ")}; ${nydus.entries} entries, ${formatBytes(nydus.bytes)} of content; ${against}\n`,
+    `Nydus image ${nydus.manifest ?? "of a bootstrap"} ${verdict}: ${nydus.checked.join(", ")}; ${nydus.entries} entries, ${formatBytes(nydus.bytes)} of content; ${against}\n`,
   );
 }
 
