@@ -31,6 +31,7 @@ export interface ChunkWriterParts {
   readonly array: ChunkArrayBuilder;
   readonly known: KnownChunks;
   readonly compressor: ChunkCompressor;
+  readonly batchCompressor: ChunkCompressor;
   readonly container: BlobContainer;
   readonly digest: PieceHash;
   readonly crc: ChunkCrc;
@@ -118,7 +119,8 @@ export class ChunkWriter {
   }
 
   #enqueue(plain: Uint8Array, first: number, count: number, isBatch: boolean): void {
-    const stored = this.#parts.compressor.compress(plain);
+    const { compressor, batchCompressor } = this.#parts;
+    const stored = (isBatch ? batchCompressor : compressor).compress(plain);
     // whoever drains gets the error; until then nobody waits for it
     stored.catch(() => {});
     this.#queue.push({ plain, stored, first, count, isBatch });

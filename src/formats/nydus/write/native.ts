@@ -30,7 +30,7 @@ import { finishBlob } from "./finish-blob.ts";
 import { KnownChunks } from "./known-chunks.ts";
 import { chunkedTree } from "./layer-tree.ts";
 import type { BuiltLayer } from "./model.ts";
-import { checkNydusOptions, compressorId, type NydusOptions } from "./options.ts";
+import { batchOptions, checkNydusOptions, compressorId, type NydusOptions } from "./options.ts";
 import { checkDiffID, readSource, type SourceStream } from "./source.ts";
 import { TarSplitWriter } from "./tar-split.ts";
 
@@ -75,10 +75,12 @@ export async function buildNativeLayer(input: NativeLayerInput): Promise<NydusLa
   const array = new ChunkArrayBuilder(source.digest);
   const known = new KnownChunks(input.dictionary);
   await using compressor = chunkCompressor(options, chunkSize);
+  await using batchCompressor = chunkCompressor(batchOptions(options), options.batchSize);
   const chunks = new ChunkWriter({
     array,
     known,
     compressor,
+    batchCompressor,
     container,
     digest: await pieceHash(digester),
     crc: await chunkCrc(),

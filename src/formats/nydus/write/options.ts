@@ -4,9 +4,12 @@ import { HeadstartError } from "../../../base/errors.ts";
 import { MiB } from "../../../base/limits.ts";
 import { Compressor, type DigestAlgorithm, NYDUS_LIMITS } from "../ondisk.ts";
 
+/** Of zstd. */
+const LEVEL_MAX = 22;
+
 export interface NydusOptions {
   readonly compressor: "zstd" | "lz4_block" | "none";
-  /** Of zstd, 1 to 22. */
+  /** Of zstd, 1 to 22; batches get three more. */
   readonly compressionLevel: number;
   /** Bytes; a power of two from 4096 to 16 MiB. */
   readonly chunkSize: number;
@@ -17,15 +20,20 @@ export interface NydusOptions {
 
 /**
  * What the peer has, but for the digester, which Node computes three times as fast as blake3, and the batches: compressed one by one, the small files of an image take more room
- * than in its gzip layers.
+ * than in its gzip layers (docs/internals/nydus-write.md has figures).
  */
 export const NYDUS_DEFAULTS: NydusOptions = {
   compressor: "zstd",
   compressionLevel: 3,
   chunkSize: MiB,
-  batchSize: 256 * 1024,
+  batchSize: 512 * 1024,
   digester: "sha256",
 };
+
+/** Batches are where gzip, whose window spans files, is ahead of small chunks: some levels more cost little, since most bytes of an image are in large files. */
+export function batchOptions(options: NydusOptions): NydusOptions {
+  return { ...options, compressionLevel: Math.min(LEVEL_MAX, options.compressionLevel + 3) };
+}
 
 /** Throws HS_USAGE. */
 export function checkNydusOptions(options: NydusOptions): void {
@@ -39,8 +47,8 @@ export function checkNydusOptions(options: NydusOptions): void {
     throw bad(
       "chunks of 16 MiB together with batches: their chunk array has no room for the size of a chunk stored raw",
     );
-  if (!Number.isInteger(compressionLevel) || compressionLevel < 1 || compressionLevel > 22)
-    throw bad(`a compression level of ${compressionLevel}: 1 to 22 are there`);
+  if (!Number.isInteger(compressionLevel) || compressionLevel < 1 || compressionLevel > LEVEL_MAX)
+    throw bad(`a compression level of ${compressionLevel}: 1 to ${LEVEL_MAX} are there`);
 }
 
 export function compressorId(name: NydusOptions["compressor"]): Compressor {
