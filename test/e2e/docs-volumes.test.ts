@@ -149,16 +149,16 @@ async function runPipeline(registry: DocsRegistry, page: string, { kind, job, li
     );
 }
 
-/** Runs the `sh` blocks of a page and writes the files that its `yaml` blocks name; what comes in between is the test's. */
-async function runPage(
+/** Runs the `sh` blocks and writes the files that the `yaml` blocks name; what comes in between is the test's. */
+async function runBlocks(
   place: DocsPlace,
   page: string,
-  before: (block: FencedBlock) => Promise<void> | void = () => {},
-) {
-  const blocks = blocksOf(page);
+  blocks: readonly FencedBlock[],
+  prepare: (block: FencedBlock) => Promise<void> | void = () => {},
+): Promise<void> {
   assert.ok(blocks.length > 0, page);
   for (const block of blocks) {
-    await before(block);
+    await prepare(block);
     if (block.language === "sh") await runShell(place, page, block);
     else {
       assert.equal(block.language, "yaml", `${page}:${block.line}: a block that nothing here looks at`);
@@ -172,7 +172,7 @@ async function runPage(
   }
 }
 
-describe("the pages about warm volumes", { concurrency: 2 }, () => {
+describe("the pages about warm volumes", { concurrency: 4 }, () => {
   let registry: DocsRegistry;
   before(async () => {
     await debianPackages(["awscli"]);
@@ -180,60 +180,82 @@ describe("the pages about warm volumes", { concurrency: 2 }, () => {
   });
   after(() => registry[Symbol.asyncDispose]());
 
-  test("docs/volumes-nodes.md: both walkthroughs, from images to what nodes are given", async () => {
+  const nodes = blocksOf("volumes-nodes.md");
+  const sections = ["Karpenter and Bottlerocket", "Managed node groups", "By a pipeline"] as const;
+  const blocksIn = (section: (typeof sections)[number]) => nodes.filter((block) => block.section === section);
+
+  test("docs/volumes-nodes.md has no block but those that the tests below run", () => {
+    assert.deepEqual([...new Set(nodes.map(({ section }) => section))], sections);
+    assert.ok(blocksIn("By a pipeline").every(({ language }) => language === "yaml"));
+  });
+
+  test("docs/volumes-nodes.md: Karpenter's walkthrough, from images to the next release's nodes", async () => {
     await using place = await DocsPlace.make(registry);
     const { world } = place.aws;
-    // what a reader copies from a node
-    const config = `version = 3\n[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "localhost/kubernetes/pause"\n`;
-    writeFileSync(place.path("config.toml"), config);
-    await runPage(place, "volumes-nodes.md", async ({ text, heading }) => {
+    await runBlocks(place, "volumes-nodes.md", blocksIn("Karpenter and Bottlerocket"), async ({ text }) => {
       if (!text.includes("--live")) return;
-      // the node: its data disk, made of the snapshot's disk
-      const rootfs = place.path(heading === "AL2023" ? "rootfs-al2023" : "rootfs");
+      // a node whose data disk is the volume
+      const rootfs = place.path("rootfs");
       mkdirSync(join(rootfs, "etc"), { recursive: true });
-      if (heading === "AL2023") {
-        writeFileSync(join(rootfs, "etc/os-release"), 'ID="amzn"\nVERSION_ID="2023"\n');
-        await place.mountDisk(place.path("al.img"), 0, join(rootfs, "var/lib/containerd"));
-      } else {
-        writeFileSync(join(rootfs, "etc/os-release"), "ID=bottlerocket\n");
-        await place.mountDisk(place.path("1.img"), MiB, join(rootfs, "local"));
-        await place.bind(join(rootfs, "local/var"), join(rootfs, "var"));
-      }
+      writeFileSync(join(rootfs, "etc/os-release"), "ID=bottlerocket\n");
+      await place.mountDisk(place.path("1.img"), MiB, join(rootfs, "local"));
+      await place.bind(join(rootfs, "local/var"), join(rootfs, "var"));
     });
     const documents = place.applied().map(assertKubernetes);
     assert.deepEqual(
       documents.map(({ kind }) => kind),
-      ["EC2NodeClass", "NodePool", "DaemonSet", "EC2NodeClass", "DaemonSet", "DaemonSet"],
+      ["EC2NodeClass", "NodePool", "DaemonSet", "EC2NodeClass", "DaemonSet"],
     );
     const [first, second] = [documents[0]!, documents[3]!].map(({ spec }) => world.find(snapshotOf(spec))!);
     assert.equal(second!.parent, first!.id);
-    assert.ok(second!.digests.size < first!.digests.size);
+    assert.ok(second!.digests.size < first!.digests.size, `${second!.digests.size} after ${first!.digests.size}`);
     assert.equal(world.parameters.get("/warm/app")!.value, second!.id);
     assert.equal(world.firstDifference(second!.id, place.path("2.img")), undefined);
+    assert.equal(world.snapshots.size, 2, "a release is pushed once, whatever is printed of it");
+  });
+
+  test("docs/volumes-nodes.md: the walkthrough of managed node groups", async () => {
+    await using place = await DocsPlace.make(registry);
+    const { world } = place.aws;
+    // the other walkthrough's
+    const images = place.own("HOST/APP:1\nHOST/SIDECAR:2\n");
+    writeFileSync(place.path("images.txt"), images);
+    await place.run("1.img", "headstart volume build --include images.txt --layout bottlerocket --output 1.img");
+    // what a reader copies from a node
+    const config = `version = 3\n[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "localhost/kubernetes/pause"\n`;
+    writeFileSync(place.path("config.toml"), config);
+    await runBlocks(place, "volumes-nodes.md", blocksIn("Managed node groups"), async ({ text }) => {
+      if (!text.includes("--live")) return;
+      const rootfs = place.path("rootfs-al2023");
+      mkdirSync(join(rootfs, "etc"), { recursive: true });
+      writeFileSync(join(rootfs, "etc/os-release"), 'ID="amzn"\nVERSION_ID="2023"\n');
+      await place.mountDisk(place.path("al.img"), 0, join(rootfs, "var/lib/containerd"));
+    });
     const al2023 = world.parameters.get("/warm/app-al2023")!.value;
-    assert.equal(world.snapshots.size, 3, "each disk was pushed once, whatever was printed of it");
+    const bottlerocket = [...world.snapshots.keys()].find((id) => id !== al2023);
+    assert.equal(world.snapshots.size, 2, "each disk was pushed once, whatever was printed of it");
+    assert.deepEqual(
+      place.applied().map((text) => assertKubernetes(text).kind),
+      ["DaemonSet"],
+    );
 
     const [template, labels, update, other] = place.nodeGroups.requests;
     const sent = new URLSearchParams(template!.body);
     assert.equal(sent.get("LaunchTemplateData.BlockDeviceMapping.2.Ebs.SnapshotId"), al2023);
-    assert.match(
-      Buffer.from(sent.get("LaunchTemplateData.UserData")!, "base64").toString(),
-      /UUID=\S+ \/var\/lib\/containerd/,
-    );
+    const userData = Buffer.from(sent.get("LaunchTemplateData.UserData")!, "base64").toString();
+    assert.match(userData, /UUID=\S+ \/var\/lib\/containerd/);
     assert.deepEqual(JSON.parse(labels!.body).labels, { addOrUpdateLabels: { "headstart.dev/volume": "app-al2023" } });
     assert.deepEqual(JSON.parse(update!.body).launchTemplate, { name: "app", version: "7" });
-    assert.equal(
-      new URLSearchParams(other!.body).get("LaunchTemplateData.BlockDeviceMapping.2.Ebs.SnapshotId"),
-      first!.id,
-    );
+    const second = new URLSearchParams(other!.body).get("LaunchTemplateData.BlockDeviceMapping.2.Ebs.SnapshotId");
+    assert.equal(second, bottlerocket);
   });
 
   test("docs/volumes.md and docs/volumes-ebs.md, from top to bottom", async () => {
     await using place = await DocsPlace.make(registry);
-    await runPage(place, "volumes.md");
+    await runBlocks(place, "volumes.md", blocksOf("volumes.md"));
     rmSync(place.directory, { recursive: true });
     mkdirSync(place.directory);
-    await runPage(place, "volumes-ebs.md");
+    await runBlocks(place, "volumes-ebs.md", blocksOf("volumes-ebs.md"));
     const { world } = place.aws;
     assert.deepEqual(
       [...world.snapshots.values()].map(({ state, parent }) => [state, parent !== undefined]),
