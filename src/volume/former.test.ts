@@ -35,7 +35,7 @@ function manifestOf(layers: readonly string[], sequence = layers.length) {
           chainID: digest(layer.split("/")[0]!),
           diffID: digest(layer.split("/")[1]!),
           digest: digest(layer),
-          region: [index, 1],
+          region: [index * 128, 128],
           inodes: [index, 1],
         })),
       },

@@ -9,6 +9,7 @@ import { existsSync, readFileSync, statSync } from "node:fs";
 import type { ChainID, DiffID, Digest } from "../base/digest.ts";
 import { describeError, HeadstartError } from "../base/errors.ts";
 import { GiB, MiB } from "../base/limits.ts";
+import { REGION_ALIGN } from "./ext4/geometry.ts";
 import type { RegionPlace } from "./ext4/place.ts";
 import { MANIFEST_SCHEMA, type ManifestPlace } from "./manifest.ts";
 import type { NumberedLayer, Numbering } from "./plan.ts";
@@ -135,6 +136,8 @@ function checkApart(places: readonly RegionPlace[]): void {
       end = start(place) + count(place);
     }
   };
+  const unaligned = places.find(({ startBlock, blockCount }) => blockCount > 0 && startBlock % REGION_ALIGN !== 0);
+  if (unaligned !== undefined) throw new Error(`a region at block ${unaligned.startBlock}`);
   apart(
     (place) => place.startBlock,
     (place) => place.blockCount,
