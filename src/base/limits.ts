@@ -26,6 +26,8 @@ export const LIMITS = {
   layerEntries: 20_000_000,
   /** Bytes of one layer, unpacked: keeps every address inside one 2^44 space. */
   layerBytes: 2 ** 44,
+  /** Address spaces of all blobs of one image over data files: a bit for each 4 KiB makes 32 MiB of this. */
+  imageDataBytes: 2 ** 40,
   /** Layers of one image: overlayfs takes 500 lowers, builders stop at 127. */
   imageLayers: 500,
   /** gRPC messages, as containerd's own limit. */

@@ -16,6 +16,7 @@ import { describeError, HeadstartError, kindOf } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import { failpoint } from "../base/failpoint.ts";
 import { Limit } from "../base/limit.ts";
+import { LIMITS } from "../base/limits.ts";
 import type { BoundBlob, MergedImage } from "../formats/format.ts";
 import { ChunkIndex } from "./chunk-index.ts";
 import { DataFill } from "./data-fill.ts";
@@ -83,6 +84,7 @@ export class DataStore {
     const { workers, rows } = this.#parts;
     const { merged } = options;
     const used = merged.blobs.flatMap((blob, space) => (blob === null ? [] : [{ blob, space }]));
+    checkSize(used.map(({ blob }) => blob));
     const digests = await workers.run({ t: "data-keys", tables: used.map(({ blob }) => blob.table) });
     // all of them end before this does: what each holds is given back below
     const made = await Promise.allSettled(
@@ -436,6 +438,18 @@ export class DataStore {
     if (count === 0) this.#held.delete(id);
     else this.#held.set(id, count);
   }
+}
+
+/** Throws HS_LIMIT. What a table claims costs memory as soon as its file is open. */
+function checkSize(blobs: readonly BoundBlob[]): void {
+  const total = blobs.reduce((sum, { table: { units } }) => {
+    const last = units.pieceCount - 1;
+    return sum + (last < 0 ? 0 : units.pieceAddress[last]! + units.pieceLength[last]!);
+  }, 0);
+  if (!(total <= LIMITS.imageDataBytes))
+    throw new HeadstartError("HS_LIMIT", {
+      what: `the image's blobs have ${total} bytes, at most ${LIMITS.imageDataBytes}`,
+    });
 }
 
 function dataKey(blob: BoundBlob, indexDigest: Digest, variant: number): LayerKey {

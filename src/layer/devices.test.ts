@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, test } from "node:test";
@@ -15,6 +15,7 @@ import {
   hexOf,
   imageKey,
   lyingAbout,
+  manyBlobs,
   mergedGolden,
   partOf,
 } from "../../test/suites/nydus-merged.ts";
@@ -451,4 +452,16 @@ test("a thread makes of a bootstrap what it is here, and a bad one is refused wi
     () => store.readBootstrap(bytes.subarray(0, 8192), "cut"),
     (error) => isHeadstartError(error) && error.kind === "corrupt",
   );
+});
+
+test("an image that claims more data than fits into memory as bits is refused before anything is made of it", async () => {
+  const root = newRoot();
+  const store = await openStore(root, new GoldenFetcher());
+  const many = manyBlobs(2);
+  many.blobs[1]!.table.units.pieceAddress[0] = 2 ** 41;
+  await assert.rejects(
+    () => create(store, "huge", many),
+    (error) => isHeadstartError(error, "HS_LIMIT"),
+  );
+  assert.deepEqual(readdirSync(join(root, "layers")), []);
 });
