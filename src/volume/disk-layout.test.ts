@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import fc from "fast-check";
 import { sha256 } from "../base/digest.ts";
 import { GiB, MiB } from "../base/limits.ts";
 import { type FileTree, FileTreeBuilder, FileType } from "../erofs/file-tree.ts";
 import { type DiskLayoutRequest, identityOf, layoutDisk, uuidText } from "./disk-layout.ts";
+import type { RegionPlace } from "./ext4/place.ts";
 import type { FormerVolume } from "./former.ts";
 import { DISK_TARGETS, diskSkeleton } from "./layout/disk.ts";
 import { makePlan } from "./plan.ts";
@@ -160,6 +162,48 @@ test("a former place that no file system has is given up, not believed", () => {
     assert.ok(layout.placeOf.snapshot(1).startBlock < 2 ** 18);
   }
   assert.equal(layoutDisk({ ...first, former: { ...former, inodesPerGroup: 7 } }).followed?.kept, false);
+});
+
+test("whatever places a manifest names: all regions lie apart on a disk of whole GiB", () => {
+  const wanted = request(treeOf(60, 5000));
+  const before = formerOf(layoutDisk(wanted), wanted);
+  const gap = fc.integer({ min: 0, max: 900 });
+  const slot = fc.record({ gap, blocks: fc.nat(300), inodeGap: fc.nat(5000), inodes: fc.nat(200) });
+  fc.assert(
+    fc.property(fc.array(slot, { minLength: 5, maxLength: 5 }), (slots) => {
+      let block = 0;
+      let inode = 12;
+      const places = slots.map(({ gap: skip, blocks, inodeGap, inodes }) => {
+        const place = {
+          startBlock: block + skip * 128,
+          blockCount: blocks * 8,
+          firstInode: inode + inodeGap,
+          inodeCount: inodes,
+        };
+        block = Math.ceil((place.startBlock + place.blockCount) / 128) * 128;
+        inode = place.firstInode + inodes;
+        return place;
+      }) as [RegionPlace, RegionPlace, RegionPlace, RegionPlace, RegionPlace];
+      const [rest, stores, records, blob, snapshot] = places;
+      const former = {
+        ...before,
+        regions: { rest, stores, records },
+        blobs: new Map([[DIGEST, blob]]),
+        layers: [{ ...before.layers[0]!, place: snapshot }],
+      };
+      const layout = layoutDisk({ ...wanted, former });
+      assert.equal(layout.diskSize % GiB, 0);
+      const used = layout.ext4.regions.map(({ place }) => place).sort((a, b) => a.startBlock - b.startBlock);
+      for (const [index, place] of used.entries()) {
+        const next = used[index + 1];
+        if (next !== undefined)
+          assert.ok(place.startBlock + place.blockCount <= next.startBlock || place.blockCount === 0);
+      }
+      const numbers = new Set(layout.ext4.inodeOf);
+      assert.equal(numbers.size, layout.ext4.tree.inodeCount);
+    }),
+    { numRuns: 100 },
+  );
 });
 
 test("identities are UUIDs of their own kind, and follow from the plan alone", () => {
