@@ -23,6 +23,7 @@ import { buildRefLayer } from "../../src/formats/nydus/write/ref.ts";
 import { unpackTar } from "../../src/formats/nydus/write/reverse.ts";
 import { StoredChunks } from "../../src/formats/nydus/write/stored-chunks.ts";
 import { pieceHash, verifyPiece } from "../../src/formats/piece-hash.ts";
+import { readLayerTree } from "../../src/formats/tar/read-layer.ts";
 
 export const LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -103,6 +104,15 @@ export async function contentsOf(
     found.set(inode, hash.digest("hex"));
   }
   return { tree, sha256: found };
+}
+
+/** sha256 of every file's content of a source layer, sorted: inodes of a layer's tree and of the image that is made of it stand in different order. */
+export async function sourceContents(stored: Uint8Array): Promise<string[]> {
+  const source = await readLayerTree(inPieces(stored), { mediaType: LAYER_TYPE, role: "lowest", hashContents: true });
+  const found: string[] = [];
+  for (let inode = 0; inode < source.tree.inodeCount; inode++)
+    if (source.tree.type[inode] === FileType.regular) found.push(source.contentSha256(inode));
+  return found.sort();
 }
 
 /** The tar that the blob gives back. `others`: converted layers that its chunks may lie in. */

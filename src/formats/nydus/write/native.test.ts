@@ -11,14 +11,13 @@ import {
   convertNative,
   inPieces,
   LAYER_TYPE,
+  sourceContents,
   storedArray,
   tarOf,
 } from "../../../../test/tools/nydus-layer.ts";
 import { sha256 } from "../../../base/digest.ts";
-import { FileType } from "../../../erofs/file-tree.ts";
 import { bytesSource } from "../../../erofs/source.ts";
 import { type TarEntry, writeTar } from "../../../sandbox/tar-writer.ts";
-import { readLayerTree } from "../../tar/read-layer.ts";
 import { readBlobTail } from "../blob-tail.ts";
 import { BlobFeature } from "../ondisk.ts";
 import { writeBootstrap } from "./bootstrap.ts";
@@ -36,15 +35,6 @@ const VARIANTS: readonly Partial<NydusOptions>[] = [
   { chunkSize: 16 * 1024 * 1024, batchSize: 0 },
   { compressionLevel: 9, batchSize: 1024 * 1024 },
 ];
-
-/** Every file's content by inode; inodes of a layer's tree and of the image that is made of it stand in different order, so contents are compared as bags. */
-async function sourceContents(stored: Uint8Array): Promise<string[]> {
-  const source = await readLayerTree(inPieces(stored), { mediaType: LAYER_TYPE, role: "lowest", hashContents: true });
-  const found: string[] = [];
-  for (let inode = 0; inode < source.tree.inodeCount; inode++)
-    if (source.tree.type[inode] === FileType.regular) found.push(source.contentSha256(inode));
-  return found.sort();
-}
 
 async function checkRoundTrip(stored: Uint8Array, tar: Uint8Array, options: Partial<NydusOptions>): Promise<void> {
   const converted = await convertNative(stored, options);

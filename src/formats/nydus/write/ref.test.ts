@@ -6,26 +6,16 @@ import { constants, gunzipSync, gzipSync, zstdCompressSync, zstdDecompressSync }
 import fc from "fast-check";
 import { decodedBlob, nydusBlob, nydusVariants } from "../../../../test/suites/golden-nydus.ts";
 import { fixtureLayers } from "../../../../test/suites/golden-soci.ts";
-import { contentsOf, convertRef, inPieces, LAYER_TYPE } from "../../../../test/tools/nydus-layer.ts";
-import { FileType } from "../../../erofs/file-tree.ts";
+import { contentsOf, convertRef, sourceContents } from "../../../../test/tools/nydus-layer.ts";
 import { RawInflate, Z_OK, Z_STREAM_END, Z_SYNC_FLUSH } from "../../../linux/zlib.ts";
 import { type TarEntry, writeTar } from "../../../sandbox/tar-writer.ts";
 import { gzipHeaderLength } from "../../gzip/member.ts";
-import { readLayerTree } from "../../tar/read-layer.ts";
 import { readBootstrap } from "../bootstrap.ts";
 import { chunkInfoFromFile } from "../chunk-info.ts";
 import { writeBootstrap } from "./bootstrap.ts";
 import type { WrittenRestartPoints } from "./chunk-array.ts";
 import { mergeLayers } from "./merge.ts";
 import type { NydusLayer } from "./native.ts";
-
-async function sourceContents(stored: Uint8Array): Promise<string[]> {
-  const source = await readLayerTree(inPieces(stored), { mediaType: LAYER_TYPE, role: "lowest", hashContents: true });
-  const found: string[] = [];
-  for (let inode = 0; inode < source.tree.inodeCount; inode++)
-    if (source.tree.type[inode] === FileType.regular) found.push(source.contentSha256(inode));
-  return found.sort();
-}
 
 function restartsOf({ layer }: NydusLayer): WrittenRestartPoints | null {
   return (layer.blob?.chunks.restarts ?? null) as WrittenRestartPoints | null;
