@@ -90,6 +90,12 @@ export class Filler {
     return this.#bad.size === 1 ? first : `${first}; ${this.#bad.size - 1} more like it`;
   }
 
+  /** What is wrong with the first unit of which `needs` says that one of its missing pieces is needed; null when nothing is. */
+  troubleWith(needs: (piece: number) => boolean): string | null {
+    for (const [unit, what] of this.#bad) if (this.#parts.state.wanted(unit)?.some(needs) !== false) return what;
+    return null;
+  }
+
   get refusedUnits(): number {
     return this.#refused.size;
   }

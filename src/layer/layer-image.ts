@@ -331,10 +331,13 @@ export class LayerImage implements AsyncDisposable {
     return this.#trouble ?? this.unsound ?? device?.layer.trouble ?? null;
   }
 
-  /** What is wrong with bytes that no source has right; of an image: with some that it lacks. Null when nothing is known to be. */
+  /** What is wrong with bytes that no source has right; of an image: with some that it lacks, whatever others lack. Null when nothing is known to be. */
   get unsound(): string | null {
-    const device = this.#devices.find(({ layer, set }) => set.left > 0 && layer.unsound !== null);
-    return this.#content?.lazy?.filler.trouble ?? device?.layer.unsound ?? null;
+    for (const { layer, set } of this.#devices) {
+      const what = layer.#content?.lazy?.filler.troubleWith((piece) => set.has(piece)) ?? null;
+      if (what !== null) return what;
+    }
+    return this.#content?.lazy?.filler.trouble ?? null;
   }
 
   /** Aborts when the layer is closed. */

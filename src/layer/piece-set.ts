@@ -17,6 +17,10 @@ export class PieceSet {
     this.#done.promise.catch(() => {});
   }
 
+  has(piece: number): boolean {
+    return this.#pieces.has(piece);
+  }
+
   get left(): number {
     return this.#left;
   }
