@@ -242,6 +242,8 @@ export class Filler {
           this.#mark(flight, pieces, true);
           return;
         }
+        if (flight.waiters === 0)
+          throw new HeadstartError("HS_CANCELED", { what: `nobody waits for unit ${unit} any more` });
       }
       flight.fetching = true;
       flight.abort.signal.throwIfAborted();
