@@ -146,35 +146,38 @@ async function push(path: string, flags: PushFlags): Promise<void> {
       what: `--snippet: ${path}.json, which says what the volume is for, does not exist`,
     });
   }
+  // what a snippet needs is read before anything is sent
+  const volume = flags.snippet === undefined ? undefined : readVolumeFile(path);
   await using aws = await connect(flags);
   using interrupt = new Interrupt();
   const progress = openProgress({ quiet: flags.json === true });
-  const options = publishOptions(path, flags, aws, progress, interrupt.signal);
-  if (flags.dryRun) {
-    const found = await dryRunPublish(options);
+  try {
+    const options = publishOptions(path, flags, aws, progress, interrupt.signal);
+    if (flags.dryRun) {
+      const found = await dryRunPublish(options);
+      progress.done();
+      process.stdout.write(flags.json ? `${JSON.stringify(found)}\n` : describeDryRun(found));
+      return;
+    }
+    const result = await publishVolume(options);
     progress.done();
-    process.stdout.write(flags.json ? `${JSON.stringify(found)}\n` : describeDryRun(found));
-    return;
+    const { snapshot } = result;
+    const input = { snapshot, name: kubernetesName(result.name), kmsKey: flags.kmsKey ?? null };
+    const text = volume === undefined ? undefined : snippet(flags.snippet!, { ...input, volume });
+    if (flags.json) process.stdout.write(`${JSON.stringify({ ...result, snippet: text })}\n`);
+    else if (text === undefined) process.stdout.write(describePush(result));
+    else {
+      process.stderr.write(describePush(result));
+      process.stdout.write(text);
+    }
+  } finally {
+    progress.done();
   }
-  const result = await publishVolume(options);
-  progress.done();
-  const { snapshot } = result;
-  // as Kubernetes wants names
-  const name =
-    result.name
-      .toLowerCase()
-      .replace(/[^a-z0-9.-]+/g, "-")
-      .replace(/^[.-]+|[.-]+$/g, "") || "warm";
-  const text =
-    flags.snippet === undefined
-      ? null
-      : snippet(flags.snippet, { snapshot, name, volume: readVolumeFile(path), kmsKey: flags.kmsKey ?? null });
-  if (flags.json) process.stdout.write(`${JSON.stringify({ ...result, ...(text !== null && { snippet: text }) })}\n`);
-  else if (text === null) process.stdout.write(describePush(result));
-  else {
-    process.stderr.write(describePush(result));
-    process.stdout.write(text);
-  }
+}
+
+function kubernetesName(name: string): string {
+  const allowed = name.toLowerCase().replace(/[^a-z0-9.-]+/g, "-");
+  return allowed.replace(/^[.-]+|[.-]+$/g, "") || "warm";
 }
 
 function publishOptions(
