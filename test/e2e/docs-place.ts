@@ -257,9 +257,12 @@ export class DocsPlace implements AsyncDisposable {
   ): Promise<string[]> {
     const before = this.#calls().length;
     try {
-      // "env -i": nothing of this machine's own settings
-      const settings = Object.entries({ ...this.#env, ...env }).map(([name, value]) => `${name}=${value}`);
-      await execute("env", ["-i", ...settings, "sh", "-e", "-c", this.own(script)], { cwd: this.directory });
+      // nothing of this machine's own settings
+      const none = Object.fromEntries(Object.keys(process.env).map((name) => [name, undefined]));
+      await execute("sh", ["-e", "-c", this.own(script)], {
+        cwd: this.directory,
+        env: { ...none, ...this.#env, ...env },
+      });
     } catch (error) {
       throw new Error(`${where}: ${(error as Error).message}`, { cause: error });
     }

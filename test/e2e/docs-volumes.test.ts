@@ -117,14 +117,14 @@ function runGitlab(place: DocsPlace, where: string, job: Record<string, unknown>
   });
 }
 
-/** Runs a pipeline twice, with another version of the application the second time; only what it caches stays in between. */
+/** Runs a pipeline; one that caches again, with another version of the application: only what it caches stays in between. */
 async function runPipeline(registry: DocsRegistry, page: string, { kind, job, line }: Job): Promise<void> {
   await using place = await DocsPlace.make(registry);
   const { world } = place.aws;
   const run = kind === "github" ? runGithub : runGitlab;
   const cached = JSON.stringify(job).includes('"last"');
   const snapshots: string[] = [];
-  for (const version of [1, 2]) {
+  for (const version of cached ? [1, 2] : [1]) {
     const where = `${page}:${line} (${kind}, run ${version})`;
     writeFileSync(place.path("images.txt"), place.own(`HOST/APP:${version}\nHOST/SIDECAR:2\n`));
     const calls = await run(place, where, job);
@@ -139,14 +139,12 @@ async function runPipeline(registry: DocsRegistry, page: string, { kind, job, li
     mkdirSync(place.directory);
     if (cached) renameSync(`${place.directory}-last`, place.path("last"));
   }
-  const [first, second] = snapshots.map((id) => world.find(id)!);
-  assert.deepEqual([first!.state, second!.state, second!.tags.get("Name")], ["completed", "completed", "app"]);
-  assert.equal(second!.parent, cached ? first!.id : undefined);
-  if (cached)
-    assert.ok(
-      second!.digests.size < first!.digests.size,
-      `${second!.digests.size} blocks after ${first!.digests.size}`,
-    );
+  const made = snapshots.map((id) => world.find(id)!);
+  assert.ok(made.every(({ state, tags }) => state === "completed" && tags.get("Name") === "app"));
+  const [first, second] = made;
+  if (second === undefined) return;
+  assert.equal(second.parent, first!.id);
+  assert.ok(second.digests.size < first!.digests.size, `${second.digests.size} blocks after ${first!.digests.size}`);
 }
 
 /** Runs the `sh` blocks and writes the files that the `yaml` blocks name; what comes in between is the test's. */
@@ -273,7 +271,7 @@ describe("the pages about warm volumes", { concurrency: 4 }, () => {
   for (const page of ["volumes-nodes.md", "volumes-ebs.md"]) {
     const jobs = blocksOf(page).flatMap((block) => (block.language === "yaml" ? (jobOf(block) ?? []) : []));
     for (const job of jobs) {
-      test(`docs/${page}: the ${job.kind} pipeline, and its next run`, () => runPipeline(registry, page, job));
+      test(`docs/${page}: the ${job.kind} pipeline`, () => runPipeline(registry, page, job));
     }
     test(`docs/${page} has a pipeline of each kind`, () => {
       assert.deepEqual(jobs.map(({ kind }) => kind).sort(), ["github", "gitlab"]);
