@@ -3,7 +3,7 @@
  * an error survive the way between threads (`workerAnswer`).
  */
 
-import { Worker, type WorkerOptions } from "node:worker_threads";
+import { type MessagePort, Worker, type WorkerOptions } from "node:worker_threads";
 import { describeError, type ErrorCode, HeadstartError, kindOf } from "./errors.ts";
 
 export type WorkerAnswer<R> =
@@ -31,6 +31,16 @@ export async function workerAnswer<R>(work: () => R | Promise<R>): Promise<Worke
   }
 }
 
+/**
+ * In the thread, once its modules are loaded: from now on it may be ended. A thread that is ended while a native addon registers itself takes the whole process with it
+ * ("napi_throw": koffi), so the pool waits for this.
+ */
+export function workerReady(port: MessagePort): void {
+  port.postMessage(READY);
+}
+
+const READY = "ready";
+
 /** Details that survive a message: strings and numbers. */
 function plain(error: HeadstartError): Record<string, unknown> {
   const kept = Object.entries(error.details).filter(
@@ -40,7 +50,7 @@ function plain(error: HeadstartError): Record<string, unknown> {
 }
 
 export interface WorkerPoolOptions {
-  /** The thread's module; it answers each message with one `workerAnswer`. */
+  /** The thread's module; it says once that it is ready, and answers each message with one `workerAnswer`. */
   readonly entry: URL;
   readonly options: WorkerOptions;
   /** Idle threads that are kept: a start costs some 100 ms of CPU. */
@@ -59,6 +69,8 @@ export class WorkerPool<Job extends { readonly t: string }> implements AsyncDisp
   readonly #options: WorkerPoolOptions;
   readonly #idle: Worker[] = [];
   readonly #all = new Set<Worker>();
+  /** Settles when the thread's modules are loaded, or it is gone. */
+  readonly #loaded = new WeakMap<Worker, Promise<void>>();
   #idleTimer: NodeJS.Timeout | undefined;
   #closed = false;
 
@@ -104,6 +116,9 @@ export class WorkerPool<Job extends { readonly t: string }> implements AsyncDisp
   #start(): Worker {
     const worker = new Worker(this.#options.entry, this.#options.options);
     this.#all.add(worker);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#loaded.set(worker, promise);
+    for (const event of ["message", "error", "exit"] as const) worker.once(event, () => resolve());
     // one that dies while it is idle is simply not used again
     worker.on("error", () => this.#forget(worker));
     worker.on("exit", () => this.#forget(worker));
@@ -126,6 +141,9 @@ export class WorkerPool<Job extends { readonly t: string }> implements AsyncDisp
 
   async #end(worker: Worker): Promise<void> {
     this.#forget(worker);
+    // an idle one is not referenced, and this waits for it
+    worker.ref();
+    await this.#loaded.get(worker);
     await worker.terminate();
   }
 }
@@ -143,7 +161,8 @@ function ask(
       worker.off("exit", onExit);
       signal?.removeEventListener("abort", onAbort);
     };
-    const onMessage = (answer: WorkerAnswer<unknown>) => {
+    const onMessage = (answer: WorkerAnswer<unknown> | typeof READY) => {
+      if (answer === READY) return;
       leave();
       resolve(answer);
     };

@@ -1,7 +1,7 @@
 /** Entry of a thread that converts layers, one after the other (nydus-threads.ts). */
 
 import { parentPort } from "node:worker_threads";
-import { workerAnswer } from "../base/worker-pool.ts";
+import { workerAnswer, workerReady } from "../base/worker-pool.ts";
 import { ChunkDictionary } from "../formats/nydus/write/dictionary.ts";
 import { buildNativeLayer, type NydusLayer } from "../formats/nydus/write/native.ts";
 import { buildRefLayer } from "../formats/nydus/write/ref.ts";
@@ -13,6 +13,7 @@ const port = parentPort!;
 port.on("message", (job: NydusJob) => {
   void workerAnswer(() => build(job)).then((message) => port.postMessage(message));
 });
+workerReady(port);
 
 async function build(job: NydusJob): Promise<NydusLayer> {
   const stored = new ByteRing(job.stored);

@@ -2,7 +2,7 @@
 
 import { parentPort } from "node:worker_threads";
 import { HeadstartError } from "../base/errors.ts";
-import { workerAnswer } from "../base/worker-pool.ts";
+import { workerAnswer, workerReady } from "../base/worker-pool.ts";
 import { FORMATS } from "../formats/all.ts";
 import { readBootstrap } from "../formats/nydus/bootstrap.ts";
 import { mergedNydus } from "../formats/nydus/merged.ts";
@@ -18,6 +18,7 @@ const port = parentPort!;
 port.on("message", (job: LayerJob) => {
   void workerAnswer(() => run(job)).then((message) => port.postMessage(message));
 });
+workerReady(port);
 
 const openLazy: OpenLazy = (name, input) => {
   const format = FORMATS.find((candidate) => candidate.name === name);

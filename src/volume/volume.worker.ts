@@ -1,7 +1,7 @@
 /** Entry of a thread that stages, places and writes layers (workers.ts), one job after the other. */
 
 import { parentPort } from "node:worker_threads";
-import { workerAnswer } from "../base/worker-pool.ts";
+import { workerAnswer, workerReady } from "../base/worker-pool.ts";
 import { fillImage, hashBlocks } from "./fill.ts";
 import { placeLayer } from "./place.ts";
 import { stageLayer } from "./stage.ts";
@@ -12,6 +12,7 @@ const port = parentPort!;
 port.on("message", (job: VolumeJob) => {
   void workerAnswer(() => run(job)).then((message) => port.postMessage(message));
 });
+workerReady(port);
 
 function run(job: VolumeJob): VolumeResults[VolumeJob["t"]] {
   switch (job.t) {
