@@ -3,6 +3,7 @@
  * platforms share are built once.
  */
 
+import { availableParallelism } from "node:os";
 import { type Digest, digestHex, sha256 } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
@@ -28,8 +29,8 @@ import type { OnProgress } from "./progress.ts";
 import { PushedBlob } from "./pushed-blob.ts";
 import type { Together } from "./together.ts";
 
-/** Each keeps a download, an upload and its chunks under way. */
-const LAYERS_AT_ONCE = 3;
+/** Each keeps a download, a thread and an upload busy, and its entries in memory. */
+const LAYERS_AT_ONCE = Math.min(4, Math.max(2, availableParallelism()));
 
 export interface NydusImageOptions {
   readonly mode: "native" | "ref";

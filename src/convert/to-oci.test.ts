@@ -14,8 +14,10 @@ import { compareTreeLines } from "../erofs/tree-lines.ts";
 import { NYDUS_DEFAULTS } from "../formats/nydus/write/options.ts";
 import { checkNydusForm } from "../image/check-nydus.ts";
 import { goManifest } from "../oci/gojson.ts";
+import { parseIndex } from "../oci/manifest.ts";
 import { MEDIA_TYPES } from "../oci/media-types.ts";
 import { openDestination } from "../oci/open.ts";
+import { parsePlatform } from "../oci/platform.ts";
 import { parseSource } from "../oci/reference.ts";
 import { layerOfTar, writeImage } from "../sandbox/image-builder.ts";
 import { Copier } from "./copy.ts";
@@ -97,6 +99,45 @@ for (const variant of ["gogz", "multigz", "zstd", "tar", "odd-gnu", "odd-names",
     );
   });
 }
+
+test("several platforms come back as an index: of merged ones the OCI images, of others the exact tars", async () => {
+  await using source = await open(fixture("index"));
+  const before = parseIndex(await source.readManifest(await source.resolve()), "index").manifests;
+  for (const mergeIndex of [true, false]) {
+    const [nydus, plain] = [places.place(), places.place()];
+    await toNydus(fixture("index"), nydus, { platforms: "all", mergeIndex });
+    const { root, images } = await toOci(nydus, plain, { platforms: "all" });
+    await using reader = await open(plain);
+    const after = parseIndex(await reader.readManifest(root), "index").manifests;
+    assert.deepEqual(
+      after.map(({ platform }) => platform!.architecture),
+      before.map(({ platform }) => platform!.architecture),
+    );
+    for (const [position, { how, layers, manifest }] of images.entries()) {
+      assert.equal(how, mergeIndex ? "original" : "exact");
+      if (mergeIndex) assert.equal(manifest, before[position]!.digest);
+      assert.deepEqual(
+        layers.map(({ diffID }) => diffID),
+        (await load(source, before[position]!.digest)).diffIDs,
+      );
+    }
+  }
+  await assert.rejects(
+    toOci(fixture("index"), places.place(), { platforms: [parsePlatform("linux/riscv64")] }),
+    code("HS_PLATFORM"),
+  );
+});
+
+test("an image can take the place of its source", async () => {
+  const place = places.place();
+  await toOci(fixture("gogz"), place);
+  const { images } = await toNydus(place, place, { mode: "ref", mergeIndex: true });
+  const other = places.place();
+  assert.equal((await toOci(place, other)).root.digest, images[0]!.before);
+  assert.equal((await toOci(place, place)).root.digest, images[0]!.before);
+  await using reader = await open(place);
+  assert.equal((await reader.resolve()).digest, images[0]!.before);
+});
 
 test("tars whose chunks lie in a dictionary's blobs come back too", async () => {
   const layout = join(places.root, "similar");
