@@ -101,37 +101,39 @@ function addAwsOptions(command: Command): Command {
 }
 
 const PUSH_HELP = `
-Blocks of zeros and holes are not sent. With --parent the child gets the blocks that differ. What
-the parent holds is read from --parent-manifest, else from PATH.snapshot.json (which every push
-and pull writes) when the snapshot's tag shows that it fits; else the parent is read back, which
-EBS charges for. What the volume uses no more keeps the parent's bytes unless --scrub.
-A volume that the parent holds already makes no new snapshot: the parent is the answer.
+Blocks of zeros and holes are not sent. With --parent the child gets the blocks that
+differ. What the parent holds is read from --parent-manifest, else from
+PATH.snapshot.json (which every push and pull writes) when the snapshot's tag shows
+that it fits; else the parent is read back, which EBS charges for. What the volume
+uses no more keeps the parent's bytes unless --scrub. A volume that the parent holds
+already makes no new snapshot: the parent is the answer.
 
-PATH.json beside the image (volume build writes it) saves hashing it twice; a file that is not
-what PATH.json describes is refused.
+PATH.json beside the image (volume build writes it) saves hashing it twice; a file
+that is not what PATH.json describes is refused.
 
-A push that fails or is interrupted leaves a pending snapshot, which EBS drops after a day, and
-PATH.push; --resume sends the rest. The same command without it finds the same snapshot too, and
-sends everything again.
+A push that fails or is interrupted leaves a pending snapshot, which EBS drops after
+a day, and PATH.push; --resume sends the rest. The same command without it finds the
+same snapshot too, and sends everything again.
 
---keep never deletes what is younger than 7 days, pending, or named by a launch template version,
-an AMI or a --node-class file; it needs the rights to read those. See docs/volumes-ebs.md.
+--keep never deletes what is younger than 7 days, pending, or named by a launch
+template version, an AMI or a --node-class file; it needs the rights to read those.
 
-Credentials are those of the AWS provider chain: environment, web identity (GitHub, GitLab, EKS),
-profile, container, instance.
+Credentials are those of the AWS provider chain: environment, web identity (GitHub,
+GitLab, EKS), profile, container, instance.
 
 Examples:
   headstart volume push data.img --wait --tag Name=app --tag team=web
-  headstart volume push data.img --parent snap-0123456789abcdef0 --keep 3 --node-class nodeclass.yaml
+  headstart volume push next.img --parent snap-0123456789abcdef0 --keep 3
   headstart volume push data.img --resume --wait
   headstart volume push data.img --snippet karpenter > nodeclass.yaml
 `;
 
 const PULL_HELP = `
-Every block is checked against its checksum, and the whole against the tag that a push has set.
-PATH must not exist; PATH.snapshot.json beside it says what the snapshot holds.
+Every block is checked against its checksum, and the whole against the tag that a
+push has set. PATH must not exist; PATH.snapshot.json beside it says what the
+snapshot holds.
 
-Example:
+Examples:
   headstart volume pull snap-0123456789abcdef0 data.img
 `;
 

@@ -45,8 +45,8 @@ images the unpacked sizes come from the last bytes of each layer where it is gzi
 else they are guessed. Nothing else is fetched.
 
 Prices are the public ones of us-east-1 in 2026, and no promise: blocks sent, storage,
-VolumeInitializationRate, fast snapshot restore. A volume made from a snapshot is loaded as it
-is read; what EBS does without a paid rate is not documented, and 25 MiB/s is what users report.
+VolumeInitializationRate, fast snapshot restore. A volume made from a snapshot is loaded as
+it is read; what EBS does without a paid rate is not documented: users report 25 MiB/s.
 
 Examples:
   headstart volume estimate HOST/APP:1 HOST/SIDECAR:2
