@@ -9,8 +9,12 @@ import { type ConnectOptions, connectAws } from "./connect.ts";
 const HOST = /^\d{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|on\.aws)$/;
 const EARLY_MS = 10 * 60_000;
 
+/** Without AWS credentials it takes seconds to find that out: not for every request. */
+const NOBODY_MS = 60_000;
+
 interface Token {
-  readonly credential: Credential;
+  /** Undefined: there are no AWS credentials here. */
+  readonly credential: Credential | undefined;
   readonly expiresAt: number;
 }
 
@@ -26,7 +30,7 @@ export function ecrSource(options: Omit<ConnectOptions, "region" | "endpoint"> =
       const known = tokens.get(region);
       if (known !== undefined && known.expiresAt - EARLY_MS > clock.now()) return known.credential;
       const token = await authorizationToken({ ...options, region }, signal);
-      if (token !== undefined) tokens.set(region, token);
+      tokens.set(region, token ?? { credential: undefined, expiresAt: clock.now() + EARLY_MS + NOBODY_MS });
       return token?.credential;
     },
     forget({ host }) {
