@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { nydusBlob, nydusVariants } from "../../../test/suites/golden-nydus.ts";
 import { HeadstartError } from "../../base/errors.ts";
 import { bytesSource } from "../../erofs/source.ts";
-import { looksLikeBlob, readBlobTail, readToc } from "./blob-tail.ts";
+import { looksLikeBlob, readBlobTail, readToc, TOC_TAIL_BYTES, tocOfTail } from "./blob-tail.ts";
 
 const blob = (variant: string, layer = "layer-1") => Buffer.from(nydusBlob(nydusVariants[variant]!.layers[layer]!)!);
 const tail = (bytes: Uint8Array) => readBlobTail(bytesSource(bytes), "here");
@@ -86,5 +86,30 @@ test("whatever bytes of a blob's end change, it is read or refused by a typed er
       },
     ),
     { numRuns: 200 },
+  );
+});
+
+test("the last bytes of a blob are enough for its table of contents, whatever they are", () => {
+  const end = (bytes: Uint8Array) => bytes.subarray(Math.max(0, bytes.byteLength - TOC_TAIL_BYTES));
+  for (const variant of ["v6-zstd-1m", "v6-zran", "v6-zstd-1m-batch"]) {
+    const bytes = blob(variant);
+    assert.deepEqual(tocOfTail(end(bytes), bytes.byteLength, "here"), tail(bytes).toc);
+  }
+  // the bootstrap that ends an old blob is longer than what is looked at
+  const old = blob("v6-zstd-64k-notoc-upper-layers");
+  assert.equal(tocOfTail(end(old), old.byteLength, "here"), null);
+  const good = Uint8Array.from(end(blob("v6-zstd-1m")));
+  fc.assert(
+    fc.property(fc.uint8Array({ maxLength: 600 }), fc.nat(good.byteLength - 1), fc.nat(255), (bytes, at, value) => {
+      const damaged = Uint8Array.from(good);
+      damaged[at] = value;
+      for (const some of [bytes, damaged]) {
+        try {
+          tocOfTail(some, 20_000, "here");
+        } catch (error) {
+          assert.ok(error instanceof HeadstartError && error.kind === "corrupt", String(error));
+        }
+      }
+    }),
   );
 });

@@ -8,7 +8,7 @@
 import { createHash } from "node:crypto";
 import { Reader } from "../../base/bytes.ts";
 import { isHeadstartError } from "../../base/errors.ts";
-import { bytesSource, type ErofsSource } from "../../erofs/source.ts";
+import type { ErofsSource } from "../../erofs/source.ts";
 import { readHeader, TAR_BLOCK } from "../tar/header.ts";
 import { TarType } from "../tar/records.ts";
 import { nydusInvalid, TOC_ENTRIES_MAX, TOC_NAME, toc_entry } from "./ondisk.ts";
@@ -85,12 +85,15 @@ export function readBlobTail(source: ErofsSource, what = "blob"): BlobTail {
 /** So many bytes of a blob's end hold any table of contents with its header. */
 export const TOC_TAIL_BYTES = TOC_ENTRIES_MAX * toc_entry.size + TAR_BLOCK;
 
-/** The table of contents out of the last `TOC_TAIL_BYTES` of a blob (or all of a smaller one); null for a blob without one. Throws HS_NYDUS_INVALID. */
+/** The table of contents out of the last `TOC_TAIL_BYTES` of a blob (or all of a smaller one); null where the last header is that of another part. Throws HS_NYDUS_INVALID. */
 export function tocOfTail(tail: Uint8Array, blobSize: number, what: string): TocEntry[] | null {
-  const last = partBefore(bytesSource(tail), tail.byteLength);
-  if (typeof last === "string") throw nydusInvalid(what, last);
-  if (last.name !== TOC_NAME) return null;
-  return readToc(tail.subarray(last.start, last.start + last.size), blobSize, what);
+  const at = tail.byteLength - TAR_BLOCK;
+  const header = at < 0 ? "it is too short" : readHeader(tail.subarray(at));
+  if (typeof header === "string") throw nydusInvalid(what, `its last bytes are no header: ${header}`);
+  if (Buffer.from(header.name).toString("latin1") !== TOC_NAME) return null;
+  const size = Number(header.size);
+  if (!(size >= 0 && size <= at)) throw nydusInvalid(what, `table of contents: ${size} bytes`);
+  return readToc(tail.subarray(at - size, at), blobSize, what);
 }
 
 /** The part whose header ends at `end`, or why there is none. */
