@@ -5,6 +5,7 @@
 
 import { ebsPush } from "./ebs-push.ts";
 import { growth } from "./growth.ts";
+import { oddVolumes } from "./odd-volumes.ts";
 import { volumeHarm } from "./volume-harm.ts";
 
 type Suite = (args: readonly string[]) => Promise<void>;
@@ -12,6 +13,7 @@ type Suite = (args: readonly string[]) => Promise<void>;
 const SUITES: Readonly<Record<string, { readonly what: string; readonly run: Suite }>> = {
   "ebs-push": { what: "pushes killed at random while EBS misbehaves: [ROUNDS] [FIRST SEED]", run: ebsPush },
   "volume-growth": { what: "built disks grow online under Debian's kernel 6.1 in QEMU (without KVM)", run: growth },
+  "volume-odd-layers": { what: "volumes of random odd layers are right: [IMAGES] [FIRST SEED]", run: oddVolumes },
   "volume-harm": { what: "thousands of seeded harms to a disk: [CASES A CLASS] [FIRST SEED]", run: volumeHarm },
 };
 
