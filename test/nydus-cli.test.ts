@@ -2,12 +2,26 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { after, test } from "node:test";
+import { gunzipSync } from "node:zlib";
+import { type Digest, sha256 } from "../src/base/digest.ts";
+import { bytesSource } from "../src/erofs/source.ts";
 import { compareTreeLines, type TreeLine } from "../src/erofs/tree-lines.ts";
-import { expectedNydusTree, nydusBlobs, nydusBootstrap, nydusLayout, nydusVariants } from "./suites/golden-nydus.ts";
+import { readBlobTail } from "../src/formats/nydus/blob-tail.ts";
+import { blobPath } from "../src/oci/layout.ts";
+import { MEDIA_TYPES } from "../src/oci/media-types.ts";
+import { type BuiltLayer, writeImage } from "../src/sandbox/image-builder.ts";
+import {
+  expectedNydusTree,
+  nydusBlob,
+  nydusBlobs,
+  nydusBootstrap,
+  nydusLayout,
+  nydusVariants,
+} from "./suites/golden-nydus.ts";
 
 const root = dirname(import.meta.dirname);
 const directory = mkdtempSync(join(tmpdir(), "headstart-nydus-cli-"));
@@ -78,4 +92,28 @@ test("inspect tells bootstraps, blobs and images apart", async () => {
   assert.equal(index!.kind, "oci-index");
   const [form, ...more] = index!.nydusForms as { platform: string; bootstrap: { chunks: number }; problem: null }[];
   assert.deepEqual([form!.platform, form!.bootstrap.chunks, form!.problem, more], ["linux/amd64", 341, null, []]);
+});
+
+test("convert makes the real tool's data, chunk arrays and digests of the golden layers", async () => {
+  const layout = join(directory, "golden");
+  const ids = Object.values(nydusVariants["v6-none-1m-upper-layers"]!.layers);
+  const layers = ["layer-1", "layer-2"].map((name): BuiltLayer => {
+    const bytes = nydusBlob(nydusVariants["v6-zran"]!.original![name]!)!;
+    const descriptor = { mediaType: MEDIA_TYPES.ociLayerGzip, digest: sha256(bytes), size: bytes.byteLength };
+    return { descriptor, diffID: sha256(gunzipSync(bytes)), size: 0, source: bytes, createdBy: name };
+  });
+  await writeImage(layout, layers, { name: "src" });
+  const options = ["--to", "nydus", "--compressor", "none", "--chunk-size", "0x100000", "--digester", "blake3"];
+  const [made] = await json("convert", `oci:${layout}:src`, `oci:${layout}:nydus`, ...options);
+  const [image] = made!.images as { layers: { blob: Digest }[] }[];
+  for (const [position, { blob }] of image!.layers.entries()) {
+    const ours = readFileSync(blobPath(join(layout, "blobs"), blob));
+    const theirs = nydusBlob(ids[position]!)!;
+    const part = (bytes: Buffer, name: string) => {
+      const { start, size } = readBlobTail(bytesSource(bytes)).parts.find((one) => one.name === name)!;
+      return bytes.subarray(start, start + size);
+    };
+    for (const name of ["image.blob", "blob.meta", "blob.digest"])
+      assert.deepEqual(part(ours, name), part(theirs, name), `${name} of layer ${position}`);
+  }
 });

@@ -7,7 +7,7 @@ import { type Digest, digestHex } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { type DictionarySource, dictionaryOfBootstrap, dictionaryOfImage } from "../convert/nydus-dictionary.ts";
 import type { ConvertToNydusOptions } from "../convert/to-nydus.ts";
-import { NYDUS_DEFAULTS, type NydusOptions } from "../formats/nydus/write/options.ts";
+import { defaultBatchSize, NYDUS_DEFAULTS, type NydusOptions } from "../formats/nydus/write/options.ts";
 import { parsePrefetchPatterns } from "../formats/nydus/write/prefetch.ts";
 import { BlobDirectory } from "../oci/blob-directory.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
@@ -38,7 +38,7 @@ export function addNydusOptions(command: Command): Command {
     new Option("--chunk-size <BYTES>", `files are cut into pieces of so many bytes (default ${chunkSize})`),
     new Option(
       "--batch-size <BYTES>",
-      `small files are compressed together up to so many bytes, 0: each alone (default ${batchSize})`,
+      `small files are compressed together up to so many bytes, 0: each alone (default ${batchSize}; 0 without compression)`,
     ),
     new Option("--digester <NAME>", `of chunks (default ${digester})`).choices(["sha256", "blake3"]),
     new Option(
@@ -58,12 +58,16 @@ export async function nydusOptions(
   options: NydusCliOptions,
 ): Promise<Pick<ConvertToNydusOptions, "build" | "prefetch" | "mergeIndex" | "withReferrer">> {
   const { prefetchPatterns } = options;
+  const chunks = {
+    compressor: options.compressor ?? compressor,
+    chunkSize: number("--chunk-size", options.chunkSize) ?? chunkSize,
+  };
   return {
     build: {
-      compressor: options.compressor ?? compressor,
+      ...chunks,
+      batchSize: number("--batch-size", options.batchSize) ?? defaultBatchSize(chunks),
       compressionLevel: number("--compression-level", options.compressionLevel) ?? compressionLevel,
       digester: options.digester ?? digester,
-      ...chunkSizes(options),
     },
     // names are bytes: one char a byte
     prefetch:
@@ -76,13 +80,6 @@ export async function nydusOptions(
     mergeIndex: options.mergeIndex,
     withReferrer: options.withReferrer,
   };
-}
-
-/** A batch is no larger than a chunk, so small chunks make the default smaller; of 16 MiB chunks there are no batches. */
-function chunkSizes(options: NydusCliOptions): Pick<NydusOptions, "chunkSize" | "batchSize"> {
-  const chunks = number("--chunk-size", options.chunkSize) ?? chunkSize;
-  const given = number("--batch-size", options.batchSize);
-  return { chunkSize: chunks, batchSize: given ?? (chunks >= 16 * 1024 * 1024 ? 0 : Math.min(batchSize, chunks)) };
 }
 
 function number(flag: string, text: string | undefined): number | undefined {

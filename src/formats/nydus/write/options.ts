@@ -35,6 +35,12 @@ export function batchOptions(options: NydusOptions): NydusOptions {
   return { ...options, compressionLevel: Math.min(LEVEL_MAX, options.compressionLevel + 3) };
 }
 
+/** Where none is asked for: a batch is no larger than a chunk, of chunks of 16 MiB there are none, and without compression they save nothing. */
+export function defaultBatchSize({ compressor, chunkSize }: Pick<NydusOptions, "compressor" | "chunkSize">): number {
+  if (compressor === "none" || chunkSize === NYDUS_LIMITS.chunkSizeMax) return 0;
+  return Math.min(NYDUS_DEFAULTS.batchSize, chunkSize);
+}
+
 /** Throws HS_USAGE. */
 export function checkNydusOptions(options: NydusOptions): void {
   const { chunkSize, batchSize, compressionLevel } = options;
