@@ -106,6 +106,7 @@ async function serve(loaded: LoadedConfig, parts: AsyncDisposableStack): Promise
     names: containerd,
     policy: config.trust.policy,
     minLayerSize: config.lazy.min_layer_size,
+    dataFiles: ladder.devices,
     eagerParallel: config.eager.parallel_layers,
     background: config.fetch.background,
   });

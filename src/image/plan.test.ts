@@ -28,7 +28,7 @@ import type { TrustPolicy } from "./trust.ts";
 const REPOSITORY = "some/image";
 const VARIANT = "v6-zstd-1m";
 
-async function setUp(stack: AsyncDisposableStack, policy: TrustPolicy = "bound") {
+async function setUp(stack: AsyncDisposableStack, policy: TrustPolicy = "bound", dataFiles = true) {
   const directory = mkdtempSync(join(tmpdir(), "headstart-plan-"));
   stack.defer(() => rmSync(directory, { recursive: true, force: true }));
   const registry = stack.use(await FakeRegistry.start());
@@ -54,6 +54,7 @@ async function setUp(stack: AsyncDisposableStack, policy: TrustPolicy = "bound")
       names: { images: async () => names },
       policy,
       minLayerSize: 0,
+      dataFiles: dataFiles,
       eagerParallel: 2,
       background: false,
     });
@@ -226,4 +227,20 @@ test("under policy bound a Nydus form is reported and not used", async () => {
     assert.ok(Date.now() < deadline, provider.images()[0]?.reason ?? "");
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
+});
+
+test("where images over data files cannot be mounted, a Nydus image is its OCI form, and an OCI image stays one", async () => {
+  await using stack = new AsyncDisposableStack();
+  const { registry, store, provider, offers, ids, container } = await setUp(stack, "referrers", false);
+  const oci = storeOciTwin(registry, REPOSITORY);
+  const nydus = storeNydusImage(registry, { repository: REPOSITORY, variant: VARIANT });
+  const reference = storeIndex(registry, REPOSITORY, { oci, nydus });
+  const parts = (await container(ids(await offers(reference, nydus)))) as number[];
+  assert.deepEqual(
+    parts.map((id) => store.row(id)?.identity.digest),
+    oci.manifest.layers.map(({ digest }) => digest),
+  );
+  assert.match(provider.images()[0]?.reason ?? "", /stands in \(index\).*HS_KERNEL_UNSUPPORTED/);
+  for (const offer of await offers(reference, oci)) assert.equal(offer.kind, "eager");
+  assert.deepEqual(new Set(store.list().map((row) => row.kind)), new Set(["layer"]));
 });

@@ -35,6 +35,8 @@ export interface PlannerParts {
   readonly policy: TrustPolicy;
   /** Compressed bytes below which an indexed layer is pulled whole. */
   readonly minLayerSize: number;
+  /** False: this node cannot mount images whose data lie in other files. */
+  readonly dataFiles: boolean;
 }
 
 export interface PlannedLayer {
@@ -156,7 +158,7 @@ export class Planner {
     | { readonly opened?: undefined; readonly reason: string }
     | null
   > {
-    if (!allowsReferrers(this.#parts.policy) || this.#isHere(image)) return null;
+    if (!this.#parts.dataFiles || !allowsReferrers(this.#parts.policy) || this.#isHere(image)) return null;
     const { remote, loaded, signal } = context;
     let sibling: Sibling | null = null;
     try {
@@ -200,6 +202,8 @@ export class Planner {
     const { loaded, reader, reference, signal } = context;
     let nydus: LayerRow;
     try {
+      if (!this.#parts.dataFiles)
+        throw new HeadstartError("HS_KERNEL_UNSUPPORTED", { what: "EROFS with data in other files cannot be mounted" });
       const opened = await openNydus(reader, loaded, signal, this.#parts.store);
       checkBlobDiffIDs(loaded);
       await context.settled();

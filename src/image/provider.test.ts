@@ -97,6 +97,7 @@ async function setUp(parts: AsyncDisposableStack, options: Partial<ImageProvider
     names: { images: async () => [] },
     policy: "bound",
     minLayerSize: 0,
+    dataFiles: true,
     eagerParallel: 2,
     background: false,
     ...options,

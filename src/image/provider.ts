@@ -27,6 +27,8 @@ export interface ImageProviderOptions extends LayerMakerOptions {
   readonly policy: TrustPolicy;
   /** Compressed bytes below which an indexed layer is pulled whole. */
   readonly minLayerSize: number;
+  /** False: this node cannot mount images whose data lie in other files. */
+  readonly dataFiles: boolean;
   readonly clock?: Clock;
 }
 
