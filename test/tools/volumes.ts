@@ -11,6 +11,7 @@ import type { HotList } from "../../src/volume/hot.ts";
 import type { VolumeManifest } from "../../src/volume/manifest.ts";
 
 export const FIXTURE_SOURCE = `oci:${PROJECT}/test/golden/fixture/oci:gogz`;
+export const INDEX_SOURCE = `oci:${PROJECT}/test/golden/fixture/oci:index`;
 export const TINY_SOURCE = `oci:${PROJECT}/test/golden/volume/oci-layout`;
 export const STORES = {
   meta: "io.containerd.metadata.v1.bolt/meta.db",

@@ -13,12 +13,11 @@ import { diskBlocks } from "./disk-blocks.ts";
 import type { Findings } from "./findings.ts";
 import type { ImageGraph, StoredImage } from "./graph.ts";
 import type { ImageRecord } from "./meta-db.ts";
+import { PINNED } from "./names.ts";
 import type { OpenDisk } from "./open-volume.ts";
 import type { BackendRecord } from "./snapshots.ts";
 import { type ContainerdRoot, META_DATABASE } from "./store.ts";
 import { findPath, hashContent, type StoredTree } from "./stored-tree.ts";
-
-const PINNED = "io.cri-containerd.pinned";
 
 /** What the databases and blobs say, as found. */
 export interface FoundContents {

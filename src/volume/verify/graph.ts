@@ -17,11 +17,10 @@ import {
   sniffManifestType,
 } from "../../oci/manifest.ts";
 import { isConfigType, isIndexType } from "../../oci/media-types.ts";
-import { parseReference } from "../../oci/reference.ts";
-import { normalizeName } from "../images.ts";
 import type { StoredBlobs } from "./blobs.ts";
 import type { Findings } from "./findings.ts";
-import type { BlobRecord, ImageRecord, MetaRecords } from "./meta-db.ts";
+import type { BlobRecord, MetaRecords } from "./meta-db.ts";
+import { checkNames, checkRecord } from "./names.ts";
 
 export interface StoredImage {
   readonly manifest: Digest;
@@ -67,7 +66,7 @@ export async function checkImages(
     const { digest } = record.target;
     if (digest === "") continue;
     if (!images.has(digest)) images.set(digest, await graph.image(digest, record.place));
-    checkRecord(record, blobs, graph, options.findings);
+    checkRecord(record, { size: blobs.size(digest), mediaType: graph.mediaTypes.get(digest) }, options.findings);
   }
   if (records.images.length === 0) options.findings.add("image", "meta.db/v1/k8s.io/images", "no image is there");
   checkNames(records.images, images, options.findings);
@@ -93,6 +92,8 @@ class GraphReader {
   readonly #labels = new Map<Digest, Map<string, string>>();
   readonly #indexes = new Map<Digest, { readonly listed: ReadonlySet<Digest>; readonly there: ReadonlySet<Digest> }>();
   readonly #manifests = new Map<Digest, StoredImage | null>();
+  /** Layers that need not say their diffID, and may. */
+  readonly #allowed = new Map<Digest, DiffID>();
 
   constructor(blobs: StoredBlobs, records: MetaRecords, options: GraphOptions) {
     this.#blobs = blobs;
@@ -105,7 +106,37 @@ class GraphReader {
     if (found.length === 0 && this.#blobs.has(digest)) {
       this.#options.findings.add("image", place, "no manifest and configuration of it are on the volume");
     }
-    return found;
+    const needed = this.#needed(found);
+    for (const image of needed) this.#need(image);
+    for (const image of found) if (!needed.includes(image)) this.#pass(image);
+    return needed;
+  }
+
+  /** Of an index that was fetched for all platforms only one manifest is unpacked; what was built holds no other. */
+  #needed(images: readonly StoredImage[]): StoredImage[] {
+    const isUnpacked = ({ layers }: StoredImage) => this.#records.snapshots.has(layers.at(-1)?.chainID ?? "");
+    const unpacked = images.filter(isUnpacked);
+    return this.#options.exact || unpacked.length === 0 ? [...images] : unpacked;
+  }
+
+  /** Everything that keeps the image's snapshots. */
+  #need({ config, layers }: StoredImage): void {
+    for (const [index, layer] of layers.entries()) {
+      this.#labelsOf(layer.descriptor.digest).set(UNCOMPRESSED, layer.diffID);
+      this.#chain(layer, index === 0 ? null : layers[index - 1]!.chainID);
+    }
+    const top = layers.at(-1);
+    const labels = this.#labelsOf(config);
+    if (top !== undefined) labels.set(`${GC}snapshot.${this.#options.snapshotter}`, top.chainID);
+  }
+
+  #pass({ config, layers }: StoredImage): void {
+    this.#options.findings.open("images of other platforms", "they are not unpacked");
+    this.#labelsOf(config);
+    for (const { descriptor, diffID } of layers) {
+      this.#labelsOf(descriptor.digest);
+      this.#allowed.set(descriptor.digest, diffID);
+    }
   }
 
   async #target(digest: Digest, place: string, depth: number): Promise<StoredImage[]> {
@@ -159,14 +190,8 @@ class GraphReader {
     }
     const chain = chainIDs(diffIDs);
     const layers = manifest.layers.map((descriptor, index) => {
-      const layer = { descriptor, diffID: diffIDs[index]!, chainID: chain[index]! };
-      this.#labelsOf(descriptor.digest).set(UNCOMPRESSED, layer.diffID);
-      this.#chain(layer, index === 0 ? null : chain[index - 1]!);
-      return layer;
+      return { descriptor, diffID: diffIDs[index]!, chainID: chain[index]! };
     });
-    const top = chain.at(-1);
-    const config = this.#labelsOf(manifest.config.digest);
-    if (top !== undefined) config.set(`${GC}snapshot.${this.#options.snapshotter}`, top);
     return { manifest: digest, config: manifest.config.digest, platform, layers };
   }
 
@@ -223,7 +248,8 @@ class GraphReader {
         const found = record.labels.get(name);
         if (found !== value) findings.differs("gc-reference", record.place, name, found, value);
       }
-      for (const [name, value] of record.labels) this.#checkLabel(record, name, value, wanted, index !== undefined);
+      for (const [name, value] of record.labels)
+        this.#checkLabel(digest, record, [name, value], wanted, index !== undefined);
     }
   }
 
@@ -246,14 +272,15 @@ class GraphReader {
   }
 
   #checkLabel(
+    digest: Digest,
     record: BlobRecord,
-    name: string,
-    value: string,
+    [name, value]: readonly [string, string],
     wanted: ReadonlyMap<string, string> | undefined,
     isIndex: boolean,
   ): void {
     if (wanted?.has(name) === true || (isIndex && name.startsWith(`${GC}content.m.`))) return;
     const { findings, exact } = this.#options;
+    if (name === UNCOMPRESSED && value === this.#allowed.get(digest)) return;
     if (name.startsWith(DISTRIBUTION)) {
       if (name.length === DISTRIBUTION.length || !/^[a-z0-9][a-z0-9._/,-]*$/.test(value)) {
         findings.add("database", record.place, `${name}=${value} names no repository`);
@@ -264,70 +291,5 @@ class GraphReader {
     if (keeps) findings.add("gc-reference", record.place, `${name}=${value} does not belong to this blob`);
     else if (exact) findings.add("database", record.place, `${name}=${value} is no label of a build`);
     else findings.open("labels of blobs", "containerd does not read them");
-  }
-}
-
-function checkRecord(record: ImageRecord, blobs: StoredBlobs, graph: GraphReader, findings: Findings): void {
-  const { digest, mediaType, size } = record.target;
-  const stored = blobs.size(digest);
-  if (size !== null && stored !== null && size !== stored) {
-    findings.differs("image", `${record.place}/target`, "the size", size, stored);
-  }
-  const said = graph.mediaTypes.get(digest);
-  if (said !== undefined && said !== mediaType) {
-    findings.differs("image", `${record.place}/target`, "the media type", mediaType, said);
-  }
-  if (record.labels.get(MANAGED) !== "managed") {
-    findings.differs("image", record.place, MANAGED, record.labels.get(MANAGED), "managed");
-  }
-  for (const [name, value] of record.labels) {
-    if (name === MANAGED || (name === PINNED && value === "pinned")) continue;
-    if (name.startsWith("containerd.io/gc.") || name.startsWith("io.cri-containerd.")) {
-      findings.add("image", record.place, `${name}=${value} is no label of an image on a volume`);
-    } else findings.open("labels of images", "neither containerd nor kubelet reads them");
-  }
-}
-
-const MANAGED = "io.cri-containerd.image";
-const PINNED = "io.cri-containerd.pinned";
-
-/** Names are those that kubelet asks for; every image has its id beside them. */
-function checkNames(
-  records: readonly ImageRecord[],
-  images: ReadonlyMap<Digest, readonly StoredImage[]>,
-  findings: Findings,
-): void {
-  const ids = new Set([...images.values()].flatMap((found) => found.map((image) => image.config)));
-  const names = new Set(records.map((record) => record.name));
-  const pinned = new Map<Digest, boolean>();
-  for (const record of records) {
-    const { digest } = record.target;
-    const isPinned = record.labels.has(PINNED);
-    if (pinned.has(digest) && pinned.get(digest) !== isPinned && !/^sha\d+:/.test(record.name)) {
-      findings.add("image", record.place, "some names of this image are pinned and some are not");
-    }
-    if (!/^sha\d+:/.test(record.name)) {
-      pinned.set(digest, isPinned);
-      checkName(record, findings);
-    } else if (!images.get(digest)?.some((image) => image.config === record.name)) {
-      findings.add("image", record.place, `this id is no configuration of ${digest}`);
-    }
-  }
-  for (const id of ids) {
-    if (!names.has(id))
-      findings.add("image", `meta.db/v1/k8s.io/images/${id}`, "there is no record of this image's id");
-  }
-}
-
-function checkName(record: ImageRecord, findings: Findings): void {
-  try {
-    const normal = normalizeName(record.name);
-    if (normal !== record.name) findings.differs("image", record.place, "the name", record.name, normal);
-    const { digest } = parseReference(record.name);
-    if (digest !== undefined && digest !== record.target.digest) {
-      findings.differs("image", `${record.place}/target`, "the digest", record.target.digest, digest);
-    }
-  } catch (error) {
-    findings.add("image", record.place, `it is no name of an image: ${describeError(error)}`);
   }
 }

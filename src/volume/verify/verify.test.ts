@@ -26,13 +26,21 @@ import { gunzipSync } from "node:zlib";
 import { fsckExt4 } from "../../../test/tools/ext4-image.ts";
 import { Ext4Patcher } from "../../../test/tools/ext4-patcher.ts";
 import { harm } from "../../../test/tools/volume-harm.ts";
-import { FIXTURE_SOURCE, makeVolume, STORES, TINY_SOURCE, unpackGoldenImage } from "../../../test/tools/volumes.ts";
+import {
+  FIXTURE_SOURCE,
+  INDEX_SOURCE,
+  makeVolume,
+  STORES,
+  TINY_SOURCE,
+  unpackGoldenImage,
+} from "../../../test/tools/volumes.ts";
 import { PROJECT } from "../../base/project.ts";
 import { removeXattr, setXattr } from "../../linux/xattr.ts";
 import { parseSource } from "../../oci/reference.ts";
 import { type Bucket, isBucket } from "../bolt/ondisk.ts";
 import { readBolt } from "../bolt/read.ts";
 import { writeBolt } from "../bolt/write.ts";
+import { goTime, varint } from "../containerd-db.ts";
 import type { Ext4Inode } from "../ext4/read.ts";
 import { readHotList } from "../hot.ts";
 import { makeSkeleton, makeSnapshot } from "../layout/containerd.ts";
@@ -161,6 +169,51 @@ test("the databases that a real containerd left are right where its layers are u
   const { ok, differences, unproven, checked } = await verify(root);
   assert.deepEqual([ok, differences, checked.provenSnapshots], [true, [], built.images[0]!.layers.length]);
   assert.ok(unproven.some(({ what, count }) => what === "folders of other plug-ins" && count === 2));
+});
+
+test("an index that was fetched for all platforms is right where one of them is unpacked", async () => {
+  const root = join(directory, "platforms");
+  const { images } = await makeVolume(root, [INDEX_SOURCE]);
+  rmSync(`${root}.json`);
+  const fixture = join(PROJECT, "test/golden/fixture/oci/blobs/sha256");
+  const read = (digest: string) => readFileSync(join(fixture, digest.slice(7)));
+  const index = JSON.parse(read(images[0]!.digest).toString()) as { manifests: { digest: string }[] };
+  const other = index.manifests.find(({ digest }) => digest !== images[0]!.manifest)!.digest;
+  const { config, layers } = JSON.parse(read(other).toString()) as {
+    config: { digest: string };
+    layers: { digest: string }[];
+  };
+  const time = goTime(manifest.options.time);
+  const record = (digest: string, labels: readonly (readonly [string, string])[]): [string, Bucket] => {
+    writeFileSync(join(root, STORES.blobs, digest.slice(7)), read(digest), { mode: 0o444 });
+    const texts = new Map(labels.map(([name, value]) => [name, Buffer.from(value)] as const));
+    const fields: [string, Uint8Array | Bucket][] = [
+      ["createdat", time],
+      ["labels", { sequence: 0, entries: texts }],
+      ["size", varint(read(digest).byteLength)],
+      ["updatedat", time],
+    ];
+    return [digest, { sequence: 0, entries: new Map(fields.filter(([name]) => name !== "labels" || texts.size > 0)) }];
+  };
+  const kept = layers.map(({ digest }, position) => [`containerd.io/gc.ref.content.l.${position}`, digest] as const);
+  const added = [
+    record(other, [["containerd.io/gc.ref.content.config", config.digest], ...kept]),
+    record(config.digest, []),
+  ];
+  const sorted = (entries: Iterable<[string, Uint8Array | Bucket]>) =>
+    new Map([...entries].sort(([a], [b]) => (a < b ? -1 : 1)));
+  edit(root, STORES.meta, ["v1", "k8s.io", "content", "blob"], (bucket) => ({
+    ...bucket,
+    entries: sorted([...bucket.entries, ...added]),
+  }));
+  await assertFound(root, "gc-reference", new RegExp(`no label keeps the manifest ${other}`));
+  edit(root, STORES.meta, ["v1", "k8s.io", "content", "blob", images[0]!.digest, "labels"], (bucket) => ({
+    ...bucket,
+    entries: sorted([...bucket.entries, ["containerd.io/gc.ref.content.m.1", Buffer.from(other)]]),
+  }));
+  const { ok, differences, unproven, checked } = await verify(root);
+  assert.deepEqual([ok, differences, checked.provenSnapshots], [true, [], 3]);
+  assert.ok(unproven.some(({ what }) => what === "images of other platforms"));
 });
 
 test("without blobs the layers are not proven, and said not to be; from their source they are", async () => {
