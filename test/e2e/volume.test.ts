@@ -1,7 +1,7 @@
 /** A root that `volume build` made, under each real containerd: everything is there at its first start, stays over a forced collection, and starts with no registry. */
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { chmodSync, chownSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -203,8 +203,9 @@ test("so is the root on a disk: Bottlerocket's partition, AL2023's whole disk", 
     execFileSync("mount", ["-t", "ext4", "-o", `loop,noatime,offset=${offset}`, image, disk]);
     place.use({ [Symbol.dispose]: () => execFileSync("umount", [disk]) });
     const store = layout === "al2023" ? disk : join(disk, "var/lib/containerd");
-    // the node takes this mount away when it ends
     execFileSync("mount", ["--bind", store, root]);
+    // a node that has run takes this mount away when it ends
+    place.use({ [Symbol.dispose]: () => void spawnSync("umount", [root]) });
     roots.set(version, { ...built, output: store });
   }
   const [first] = [...roots.values()];
