@@ -56,7 +56,7 @@ export function addNydusOptions(command: Command): Command {
 /** Throws HS_USAGE. */
 export async function nydusOptions(
   options: NydusCliOptions,
-): Promise<Pick<ConvertToNydusOptions, "build" | "prefetch" | "mergeIndex" | "withReferrer">> {
+): Promise<Pick<ConvertToNydusOptions, "build" | "thorough" | "prefetch" | "mergeIndex" | "withReferrer">> {
   const { prefetchPatterns } = options;
   const chunks = {
     compressor: options.compressor ?? compressor,
@@ -69,6 +69,7 @@ export async function nydusOptions(
       compressionLevel: number("--compression-level", options.compressionLevel) ?? compressionLevel,
       digester: options.digester ?? digester,
     },
+    thorough: options.compressionLevel === undefined,
     // names are bytes: one char a byte
     prefetch:
       prefetchPatterns === undefined

@@ -7,6 +7,7 @@ import { availableParallelism } from "node:os";
 import { type Digest, digestHex, sha256 } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { Limit } from "../base/limit.ts";
+import { MiB } from "../base/limits.ts";
 import type { LayerRole } from "../formats/format.ts";
 import { NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts";
 import { writeBootstrap } from "../formats/nydus/write/bootstrap.ts";
@@ -32,9 +33,16 @@ import type { Together } from "./together.ts";
 /** Each keeps a download, a thread and an upload busy, and its entries in memory. */
 const LAYERS_AT_ONCE = Math.min(4, Math.max(2, availableParallelism()));
 
+/** Stored bytes of a layer up to which `thorough` counts: a second or two of one processor at most. */
+const SMALL_BYTES = MiB;
+/** For small layers: what a blob has besides its data weighs most there, and zstd at level 3 does not always beat gzip at 6. */
+const THOROUGH_LEVEL = 19;
+
 export interface NydusImageOptions {
   readonly mode: "native" | "ref";
   readonly build: NydusOptions;
+  /** Small layers are compressed as well as zstd can, so that they do not become larger than they were. */
+  readonly thorough?: boolean | undefined;
   readonly dictionary?: DictionarySource | undefined;
   readonly prefetch?: readonly string[] | undefined;
   /** Whose signal the copier has too. */
@@ -175,12 +183,12 @@ export class NydusImageWriter implements AsyncDisposable {
     diffID: Digest,
     make: (input: BuilderInput) => Promise<NydusLayer>,
   ): Promise<NydusLayer> {
-    const { onProgress, build, together } = this.#options;
+    const { onProgress, together } = this.#options;
     const pushed = new PushedBlob(this.#copier, NYDUS_MEDIA_TYPES.blob);
     try {
       const made = await make({
         layer: { digest: layer.digest, size: layer.size, mediaType: layer.mediaType, diffID },
-        options: build,
+        options: this.#buildOptions(layer),
         sink: pushed.sink,
         signal: together.signal,
         onProgress: (bytes) => onProgress?.({ t: "reading", layer: layer.digest, bytes, size: layer.size }),
@@ -191,6 +199,12 @@ export class NydusImageWriter implements AsyncDisposable {
       await pushed.abort(error);
       throw error;
     }
+  }
+
+  #buildOptions({ size }: Descriptor): NydusOptions {
+    const { build, thorough } = this.#options;
+    if (thorough !== true || build.compressor !== "zstd" || size > SMALL_BYTES) return build;
+    return { ...build, compressionLevel: THOROUGH_LEVEL };
   }
 
   /** Blobs of the dictionary that any layer refers to: its files' last names may be gone, its tar still needs the bytes. */

@@ -271,6 +271,16 @@ test("an image whose chunks are all in the dictionary has blobs without data, an
   await assertSound(place, fixture("gogz"));
 });
 
+test("small layers are not larger than they were when they are compressed thoroughly", async () => {
+  const place = places.place();
+  const { images } = await toNydus(fixture("gogz"), place, { thorough: true });
+  await assertSound(place, fixture("gogz"));
+  const [image] = images;
+  const before = image!.layers.reduce((sum, { size }) => sum + size, 0);
+  const after = image!.layers.reduce((sum, { blobSize }) => sum + blobSize, image!.bootstrap.size);
+  assert.ok(after < before, `${after} bytes of ${before}`);
+});
+
 test("a dictionary with chunks of another size is refused before anything is read", async () => {
   const base = places.place();
   await toNydus(fixture("gogz"), base);

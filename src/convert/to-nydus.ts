@@ -38,6 +38,8 @@ export interface ConvertToNydusOptions {
   readonly platforms?: PlatformChoice;
   readonly mode: "native" | "ref";
   readonly build: NydusOptions;
+  /** Layers of up to 1 MiB are compressed by zstd's level 19 instead. */
+  readonly thorough?: boolean | undefined;
   readonly dictionary?: DictionarySource | undefined;
   /** Paths in the order in which a start wants them, one char a byte. */
   readonly prefetch?: readonly string[] | undefined;
