@@ -64,11 +64,10 @@ test("a push that is killed at any moment is completed by --resume", async () =>
   const env = server.environment(server.world.addKey());
   writeDisk(disk, 400, run(1, 260));
   const push = (...more: string[]) => ["volume", "push", disk, ...more];
-  // just begun, twice among the blocks, and while EBS completes it
+  // just begun, among the blocks, and while EBS completes it
   const moments = [
     ["StartSnapshot", 1],
-    ["PutSnapshotBlock", 40 + Math.floor(Math.random() * 60)],
-    ["PutSnapshotBlock", 190 + Math.floor(Math.random() * 40)],
+    ["PutSnapshotBlock", 40 + Math.floor(Math.random() * 180)],
     ["CompleteSnapshot", 1],
   ] as const;
   for (const [operation, count] of moments) {
@@ -89,7 +88,7 @@ test("a push that is killed at any moment is completed by --resume", async () =>
 });
 
 test("an interrupted push says how to go on", async () => {
-  await using server = await AwsServer.start({ behaviour: { latencyMs: 60 } });
+  await using server = await AwsServer.start({ behaviour: { latencyMs: 150 } });
   using scratch = new Scratch();
   const disk = scratch.path("disk.img");
   const env = server.environment(server.world.addKey());
@@ -237,7 +236,6 @@ test("wrong usage is exit 2", async () => {
   const env = { AWS_REGION: "eu-central-1", AWS_EC2_METADATA_DISABLED: "true" };
   for (const [args, message] of [
     [["push", disk, "--keep", "0"], /--keep 0/],
-    [["push", disk, "--tag", "x"], /KEY=VALUE/],
     [["push", disk, "--snippet", "karpenter"], /disk\.img\.json/],
     [["pull", "snap-x", scratch.path("y")], /no snapshot id/],
   ] as const) {

@@ -3,5 +3,6 @@
 import { type AwsOptions, AwsServer } from "./server.ts";
 
 const server = await AwsServer.start(JSON.parse(process.argv[2] ?? "{}") as AwsOptions);
-process.on("disconnect", () => process.exit());
+for (const end of ["disconnect", "SIGTERM"]) process.on(end, () => process.exit());
+process.on("exit", () => server.world[Symbol.dispose]());
 process.send?.({ url: server.url, env: server.environment(server.world.addKey()) });
