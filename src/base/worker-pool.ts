@@ -5,6 +5,7 @@
 
 import { type MessagePort, Worker, type WorkerOptions } from "node:worker_threads";
 import { describeError, type ErrorCode, HeadstartError, kindOf } from "./errors.ts";
+import { endWorker, watchLoading } from "./worker-end.ts";
 
 export type WorkerAnswer<R> =
   | { readonly t: "done"; readonly result: R }
@@ -31,10 +32,7 @@ export async function workerAnswer<R>(work: () => R | Promise<R>): Promise<Worke
   }
 }
 
-/**
- * In the thread, once its modules are loaded: from now on it may be ended. A thread that is ended while a native addon registers itself takes the whole process with it
- * ("napi_throw": koffi), so the pool waits for this.
- */
+/** In the thread, once its modules are loaded: from now on it may be ended (worker-end.ts). */
 export function workerReady(port: MessagePort): void {
   port.postMessage(READY);
 }
@@ -69,8 +67,6 @@ export class WorkerPool<Job extends { readonly t: string }> implements AsyncDisp
   readonly #options: WorkerPoolOptions;
   readonly #idle: Worker[] = [];
   readonly #all = new Set<Worker>();
-  /** Settles when the thread's modules are loaded, or it is gone. */
-  readonly #loaded = new WeakMap<Worker, Promise<void>>();
   #idleTimer: NodeJS.Timeout | undefined;
   #closed = false;
 
@@ -116,9 +112,7 @@ export class WorkerPool<Job extends { readonly t: string }> implements AsyncDisp
   #start(): Worker {
     const worker = new Worker(this.#options.entry, this.#options.options);
     this.#all.add(worker);
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#loaded.set(worker, promise);
-    for (const event of ["message", "error", "exit"] as const) worker.once(event, () => resolve());
+    watchLoading(worker);
     // one that dies while it is idle is simply not used again
     worker.on("error", () => this.#forget(worker));
     worker.on("exit", () => this.#forget(worker));
@@ -141,10 +135,7 @@ export class WorkerPool<Job extends { readonly t: string }> implements AsyncDisp
 
   async #end(worker: Worker): Promise<void> {
     this.#forget(worker);
-    // an idle one is not referenced, and this waits for it
-    worker.ref();
-    await this.#loaded.get(worker);
-    await worker.terminate();
+    await endWorker(worker);
   }
 }
 

@@ -56,6 +56,8 @@ export interface BadPieces {
 }
 
 export type FromDecoder =
+  /** Its modules are loaded. */
+  | { readonly t: "ready" }
   | {
       readonly t: "done";
       readonly job: number;

@@ -48,6 +48,7 @@ export function serveDecodes(port: MessagePort, decoderFor: DecoderFactory): voi
         message satisfies never;
     }
   });
+  port.postMessage({ t: "ready" } satisfies FromDecoder);
 }
 
 async function answer(

@@ -7,6 +7,7 @@ import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { HeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
+import { endWorker, watchLoading } from "../base/worker-end.ts";
 import type { BadPieces, CopyPieces, DecodeContext, FromDecoder, ToDecoder } from "./decode-protocol.ts";
 import { PRIORITIES, type Priority } from "./interfaces.ts";
 
@@ -119,7 +120,7 @@ export class Decoders implements AsyncDisposable {
     this.#closed = true;
     clearTimeout(this.#idleTimer);
     await Promise.all([...this.#contexts.keys()].map((layer) => this.close(layer)));
-    await Promise.all(this.#threads.map((thread) => thread.worker.terminate()));
+    await Promise.all(this.#threads.map((thread) => endWorker(thread.worker)));
     this.#threads.length = 0;
   }
 
@@ -128,7 +129,7 @@ export class Decoders implements AsyncDisposable {
     clearTimeout(this.#idleTimer);
     this.#idleTimer = setTimeout(() => {
       if (this.#contexts.size > 0) return;
-      for (const thread of this.#threads.splice(0)) void thread.worker.terminate();
+      for (const thread of this.#threads.splice(0)) void endWorker(thread.worker);
     }, IDLE_MS).unref();
   }
 
@@ -156,6 +157,7 @@ export class Decoders implements AsyncDisposable {
 
   #startThread(): Thread {
     const worker = new Worker(this.#entry, { name: "headstart-decoder" });
+    watchLoading(worker);
     // an idle pool shall not keep a process alive
     worker.unref();
     const thread: Thread = { worker, job: null };
@@ -169,7 +171,7 @@ export class Decoders implements AsyncDisposable {
 
   #finish(thread: Thread, message: FromDecoder): void {
     const job = thread.job;
-    if (job === null || job.id !== message.job) return;
+    if (message.t === "ready" || job === null || job.id !== message.job) return;
     this.#free(thread, job);
     if (message.t === "done") job.resolve({ decodeMs: message.decodeMs, writes: message.writes, bad: message.bad });
     else job.reject(new HeadstartError(message.code, { what: message.what }));

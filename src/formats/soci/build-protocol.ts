@@ -62,6 +62,8 @@ export type BackToFront = { readonly t: "hashes"; readonly hashes: LayerHashes }
 
 /** From either worker. After "failed" and "notIndexable" the pair is useless. */
 export type ToMain =
+  /** From both: its modules are loaded. */
+  | { readonly t: "ready" }
   | { readonly t: "free"; readonly slot: number }
   | {
       readonly t: "built";

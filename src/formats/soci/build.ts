@@ -7,6 +7,7 @@ import { MessageChannel, Worker } from "node:worker_threads";
 import { type DiffID, type Digest, sha256 } from "../../base/digest.ts";
 import { ERRORS, type ErrorCode, HeadstartError } from "../../base/errors.ts";
 import { Limit } from "../../base/limit.ts";
+import { endWorker, watchLoading } from "../../base/worker-end.ts";
 import {
   type BuildWorkerData,
   makeRings,
@@ -159,6 +160,7 @@ class Pair {
         workerData: { role, rings, port } satisfies BuildWorkerData,
         transferList: [port],
       });
+      watchLoading(worker);
       worker.on("message", (message: ToMain) => this.#received(message));
       worker.on("error", (error) => this.#fail(error));
       return worker;
@@ -188,7 +190,7 @@ class Pair {
   }
 
   async close(): Promise<void> {
-    await Promise.all([this.#front.terminate(), this.#back.terminate()]);
+    await Promise.all([endWorker(this.#front), endWorker(this.#back)]);
   }
 
   /** Puts the stream into slots, each filled before it is sent, so that the cut of the chunks does not matter. */
@@ -239,6 +241,8 @@ class Pair {
 
   #received(message: ToMain): void {
     switch (message.t) {
+      case "ready":
+        return;
       case "free":
         this.#free.push(message.slot);
         this.#wake();

@@ -21,6 +21,7 @@ const { role, rings, port } = workerData as BuildWorkerData;
 const main = parentPort!;
 if (role === "front") serveFront(main, port, rings);
 else serveBack(main, port, rings);
+tellMain({ t: "ready" });
 
 function tellMain(message: ToMain, transfer: ArrayBuffer[] = []): void {
   main.postMessage(message, transfer);
