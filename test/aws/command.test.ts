@@ -1,47 +1,17 @@
 /** `headstart volume push|pull` as users call it: killed, interrupted, with wrong credentials, and with all that follows a push. */
 
 import assert from "node:assert/strict";
-import { type ChildProcess, spawn } from "node:child_process";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { systemClock } from "../../src/base/clock.ts";
 import { connectAws } from "../../src/volume/aws/connect.ts";
 import { pushVolume } from "../../src/volume/ebs/push.ts";
 import { run, Scratch, writeDisk } from "../../src/volume/ebs/testing.ts";
+import { startHeadstart as start } from "./command-line.ts";
 import { AwsServer } from "./server.ts";
 import type { AccessKey } from "./signature.ts";
 
-const program = join(dirname(dirname(import.meta.dirname)), "bin/headstart");
 const DAY_MS = 24 * 3_600_000;
-
-interface Ended {
-  readonly code: number | null;
-  readonly signal: string | null;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
-function start(env: Record<string, string>, args: readonly string[]): { child: ChildProcess; ended: Promise<Ended> } {
-  const path = process.env.PATH ?? "";
-  const child = spawn(program, args, {
-    env: { HOME: "/nonexistent", PATH: path, ...env },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  let stdout = "";
-  let stderr = "";
-  child.stdout.setEncoding("utf8").on("data", (text: string) => {
-    stdout += text;
-  });
-  child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    stderr += text;
-  });
-  const ended = new Promise<Ended>((resolve, reject) => {
-    child.once("error", reject);
-    child.once("close", (code, signal) => resolve({ code, signal, stdout, stderr }));
-  });
-  return { child, ended };
-}
 
 async function json(env: Record<string, string>, ...args: string[]): Promise<Record<string, unknown>> {
   const { code, stdout, stderr } = await start(env, [...args, "--json"]).ended;

@@ -4,12 +4,10 @@
  */
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { join } from "node:path";
-import { PROJECT } from "../../src/base/project.ts";
 import { Scratch, writeDisk } from "../../src/volume/ebs/testing.ts";
 import type { FaultKind } from "../aws/behaviour.ts";
+import { startHeadstart } from "../aws/command-line.ts";
 import { AwsServer } from "../aws/server.ts";
 import { BLOCK } from "../aws/world.ts";
 
@@ -111,7 +109,7 @@ function misbehave(server: AwsServer, count: number, below: (max: number) => num
   }));
 }
 
-interface Ended {
+interface Pushed {
   readonly killed: boolean;
   readonly snapshot: string | undefined;
   readonly stderr: string;
@@ -122,24 +120,10 @@ async function push(
   disk: string,
   flags: readonly string[],
   killAfterMs: number | undefined,
-): Promise<Ended> {
-  const child = spawn(join(PROJECT, "bin/headstart"), ["volume", "push", disk, "--json", ...flags], {
-    env: { ...env, PATH: process.env.PATH, HOME: "/nonexistent" },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  let stdout = "";
-  let stderr = "";
-  child.stdout.setEncoding("utf8").on("data", (text: string) => {
-    stdout += text;
-  });
-  child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    stderr += text;
-  });
+): Promise<Pushed> {
+  const { child, ended } = startHeadstart(env, ["volume", "push", disk, "--json", ...flags]);
   const timer = setTimeout(() => child.kill("SIGKILL"), killAfterMs ?? 120_000);
-  const [code, signal] = await new Promise<[number | null, string | null]>((resolve, reject) => {
-    child.once("error", reject);
-    child.once("close", (...how) => resolve(how));
-  });
+  const { code, signal, stdout, stderr } = await ended;
   clearTimeout(timer);
   assert.ok(signal === null || killAfterMs !== undefined, `a push took two minutes: ${stderr}`);
   const done = code === 0 ? (JSON.parse(stdout) as { snapshot: string; status: string }) : undefined;

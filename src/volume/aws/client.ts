@@ -8,6 +8,7 @@ import type { Clock } from "../../base/clock.ts";
 import { HeadstartError, isHeadstartError } from "../../base/errors.ts";
 import { MiB } from "../../base/limits.ts";
 import { VERSION } from "../../base/version.ts";
+import { PERMANENT } from "../../oci/registry/transport/retry.ts";
 import { type AwsFault, awsError, readFault, remedy } from "./faults.ts";
 import type { Http, HttpAnswer } from "./http.ts";
 import type { Identity } from "./identity.ts";
@@ -181,16 +182,3 @@ export class AwsClient {
     return signer;
   }
 }
-
-/** Of a connection: what does not mend within minutes. */
-const PERMANENT = new Set([
-  "ENOTFOUND",
-  "CERT_HAS_EXPIRED",
-  "DEPTH_ZERO_SELF_SIGNED_CERT",
-  "SELF_SIGNED_CERT_IN_CHAIN",
-  "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
-  "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
-  "ERR_TLS_CERT_ALTNAME_INVALID",
-  "ERR_SSL_WRONG_VERSION_NUMBER",
-  "ERR_SSL_PACKET_LENGTH_TOO_LONG",
-]);

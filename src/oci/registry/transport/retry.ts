@@ -76,7 +76,8 @@ export function withRetry(inner: Transport, parts: RetryParts): Transport {
   };
 }
 
-const PERMANENT = new Set([
+/** Of broken connections: what does not mend within minutes. */
+export const PERMANENT: ReadonlySet<string> = new Set([
   "ENOTFOUND",
   "ERR_INVALID_URL",
   "CERT_HAS_EXPIRED",
