@@ -74,7 +74,12 @@ if (mode !== "set-up" && !(mode === "run-ts" && file))
   fail("usage: bootstrap.mjs run-ts FILE [ARG...] | set-up", "see the head of scripts/bootstrap.mjs");
 const node = setUp();
 if (mode === "run-ts") {
-  const child = spawn(node, [join(root, file), ...rest], { stdio: "inherit" });
+  // what was compiled once is not compiled again by each of the many short processes: a third of their time is left
+  const NODE_COMPILE_CACHE = process.env.NODE_COMPILE_CACHE ?? join(root, ".cache/compile");
+  const child = spawn(node, [join(root, file), ...rest], {
+    stdio: "inherit",
+    env: { ...process.env, NODE_COMPILE_CACHE },
+  });
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
   child.on("exit", (code, signal) => process.exit(signal ? 128 + 15 : (code ?? 1)));
 }
