@@ -16,7 +16,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { isHeadstartError } from "../base/errors.ts";
-import { punchHole } from "./fallocate.ts";
 import { MountFlag, mount, mountAsync, unmount, unmountAsync } from "./mount.ts";
 import { findMount, readMountInfo } from "./mountinfo.ts";
 import { makeNode } from "./node.ts";
@@ -70,19 +69,6 @@ test("xattrs of a file are set, listed, read and removed; a missing one is null"
   assert.equal(getXattr(file, "user.one"), null);
   symlinkSync("x", join(directory, "link"));
   assert.equal(getXattr(join(directory, "link"), "user.two"), null);
-});
-
-test("a punched hole reads as zeros and gives its blocks back", () => {
-  const file = join(directory, "h");
-  const fd = openSync(file, "w+");
-  writeSync(fd, Buffer.alloc(65_536, 7));
-  punchHole(fd, 4096, 8192);
-  closeSync(fd);
-  const bytes = readFileSync(file);
-  assert.equal(bytes.length, 65_536);
-  assert.ok(bytes.subarray(4096, 12_288).every((byte) => byte === 0));
-  assert.equal(bytes[12_288], 7);
-  assert.ok(statSync(file).blocks * 512 < 65_536 + 4096);
 });
 
 test("a whiteout device, a fifo and a device with large numbers are made", { skip: !root && "needs root" }, () => {

@@ -7,8 +7,7 @@ import { MiB } from "../base/limits.ts";
 
 /** MiB/s that a restored volume may be read at while it loads, as reported. */
 export const DEFAULT_RATE = 25;
-/** VolumeInitializationRate takes these, in MiB/s. */
-export const RATE_MIN = 100;
+/** The most that VolumeInitializationRate takes, in MiB/s. */
 export const RATE_MAX = 300;
 
 /** Seconds until `bytes` of the snapshot are on the volume; `rate` in MiB/s, null: nothing was paid for. */

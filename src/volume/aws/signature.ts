@@ -25,7 +25,6 @@ export interface Signable {
   readonly bodySha256: string;
 }
 
-export const EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const KEYS_MAX = 16;
 
 /** Keeps signing keys, by day, region, service and secret. */

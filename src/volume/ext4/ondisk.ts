@@ -78,7 +78,6 @@ export const EXTENT_DEPTH_MAX = 5;
 export const XATTR_MAGIC = 0xea020000;
 /** Bytes behind the extra fields of an inode of 256 bytes: magic, entries, values. */
 export const XATTR_INODE_AT = 0xa0;
-export const XATTR_REFCOUNT_MAX = 1024;
 
 /** Checksummed bytes of a directory block, and the tail's offset. */
 export const DIR_TAIL_AT = BLOCK - 12;
