@@ -54,7 +54,8 @@ async function assertNativeWhenWhole({ place, node, image }: Started, pod: CriPo
   const mark = place.meter.mark();
   await startWorkload(node.cri, again, pythonWorkload(image));
   assert.equal(place.meter.since(mark).blobBytes, 0);
-  assert.deepEqual(layerMounts(node).overFuse, []);
+  // the first container's mount goes when containerd collects its snapshot, which may be after its next removal only
+  assert.equal(layerMounts(node).native.length, 1);
 }
 
 async function assertKillIsNotNoticed({ place, node, image }: Started, pod: CriPod): Promise<void> {
