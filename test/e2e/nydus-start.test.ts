@@ -55,7 +55,11 @@ async function assertNativeWhenWhole({ place, node, image }: Started, pod: CriPo
   await startWorkload(node.cri, again, pythonWorkload(image));
   assert.equal(place.meter.since(mark).blobBytes, 0);
   // the first container's mount goes when containerd collects its snapshot, which may be after its next removal only
-  assert.equal(layerMounts(node).native.length, 1);
+  const { native } = layerMounts(node);
+  assert.ok(
+    native.some((path) => /\/\d+$/.test(path)),
+    native.join(),
+  );
 }
 
 async function assertKillIsNotNoticed({ place, node, image }: Started, pod: CriPod): Promise<void> {
