@@ -21,6 +21,7 @@ import { FakeRegistry } from "../../test/fakes/registry.ts";
 import { file, wholeTar } from "../../test/tar-bytes.ts";
 import { fsckExt4 } from "../../test/tools/ext4-image.ts";
 import { kernelLines } from "../../test/tools/kernel-lines.ts";
+import { imageName } from "../../test/tools/volumes.ts";
 import { digestHex } from "../base/digest.ts";
 import { GiB, MiB } from "../base/limits.ts";
 import { PROJECT } from "../base/project.ts";
@@ -56,7 +57,7 @@ async function build(sources: readonly string[], settings: Settings = {}) {
   const output = settings.output ?? join(directory, `disk-${++counter}.img`);
   const signal = settings.signal ?? new AbortController().signal;
   await using opened = await openPlan({
-    sources: sources.map((source) => ({ source: parseSource(source), names: [nameOf(source)], open: {} })),
+    sources: sources.map((source) => ({ source: parseSource(source), names: [imageName(source)], open: {} })),
     platform: { os: "linux", architecture: "amd64" },
     layout,
     pinned: true,
@@ -68,7 +69,6 @@ async function build(sources: readonly string[], settings: Settings = {}) {
   return { output, record, followed, manifest: record.predicate.headstart_volume };
 }
 
-const nameOf = (source: string) => `host/${source.replace(/[^a-z0-9]/g, "").slice(-40)}:1`;
 const fixture = (name: string) => `oci:${GOLDEN}/fixture/oci:${name}`;
 
 /** The disk's file system, read-only, under the root that a node has there. */

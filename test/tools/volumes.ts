@@ -29,6 +29,14 @@ export interface VolumeSettings {
   readonly hot?: HotList;
 }
 
+/** For a layout: of its directory's name and tag alone, so that the order of the images is the same in any checkout. */
+export function imageName(source: string): string {
+  return `host/${source
+    .split("/")
+    .at(-1)!
+    .replace(/[^a-z0-9]/g, "")}:1`;
+}
+
 export async function makeVolume(
   output: string,
   sources: readonly string[],
@@ -39,7 +47,7 @@ export async function makeVolume(
   await using opened = await openPlan({
     sources: sources.map((source) => ({
       source: parseSource(source),
-      names: [`host/${source.replace(/[^a-z0-9]/g, "").slice(-40)}:1`],
+      names: [imageName(source)],
       open: {},
     })),
     platform: { os: "linux", architecture: "amd64" },
