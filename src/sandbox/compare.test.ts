@@ -134,3 +134,12 @@ test("a directory's time from the unpack itself is not compared, a file's is", a
   const strict = await compareTrees(pair.left, pair.right);
   assert.equal(strict.differences.length, 3);
 });
+
+test("a comparison that is given up while its thread loads ends with the signal's reason", async () => {
+  using pair = trees();
+  const giveUp = new AbortController();
+  const reason = new Error("given up");
+  const compared = compareTrees(pair.left, pair.right, { signal: giveUp.signal });
+  giveUp.abort(reason);
+  await assert.rejects(compared, (error) => error === reason);
+});

@@ -5,8 +5,7 @@
  * It runs in a thread: a read of a lazy tree waits for the registry, and the meter in front of that registry is often in this process.
  */
 
-import { Worker } from "node:worker_threads";
-import { HeadstartError } from "../base/errors.ts";
+import { WorkerPool } from "../base/worker-pool.ts";
 
 export interface Difference {
   /** From the root of the trees: "/etc/passwd". */
@@ -44,28 +43,24 @@ export interface CompareOptions extends CompareSettings {
   readonly signal?: AbortSignal;
 }
 
-/** Compares what lies below `left` (what should be) and `right` (what is). The roots themselves are entries too. */
+/** What the thread is asked. */
+export interface CompareJob {
+  readonly t: "compare";
+  readonly left: string;
+  readonly right: string;
+  readonly settings: CompareSettings;
+}
+
+/** Compares what lies below `left` (what should be) and `right` (what is). The roots themselves are entries too. Throws the signal's reason, HS_SYSCALL. */
 export async function compareTrees(left: string, right: string, options: CompareOptions = {}): Promise<Comparison> {
   const { signal, ...settings } = options;
-  signal?.throwIfAborted();
-  const worker = new Worker(new URL("./compare.worker.ts", import.meta.url), {
-    name: "headstart-compare",
-    workerData: { left, right, settings },
+  await using thread = new WorkerPool<CompareJob>({
+    entry: new URL("./compare.worker.ts", import.meta.url),
+    options: { name: "headstart-compare" },
+    idleMax: 0,
+    idleMs: 0,
   });
-  const stop = () => void worker.terminate();
-  signal?.addEventListener("abort", stop, { once: true });
-  try {
-    return await new Promise<Comparison>((resolve, reject) => {
-      worker.once("message", resolve);
-      worker.once("error", reject);
-      worker.once("exit", () => {
-        const ended = () => new HeadstartError("HS_INTERNAL", { what: "the comparing thread ended" });
-        reject(signal?.aborted ? signal.reason : ended());
-      });
-    });
-  } finally {
-    signal?.removeEventListener("abort", stop);
-  }
+  return (await thread.run({ t: "compare", left, right, settings }, { signal })) as Comparison;
 }
 
 export function formatDifference(difference: Difference): string {

@@ -1,8 +1,13 @@
 /** Thread entry: compares two trees and says the result. */
 
-import { parentPort, workerData } from "node:worker_threads";
-import type { CompareSettings } from "./compare.ts";
+import { parentPort } from "node:worker_threads";
+import { workerAnswer, workerReady } from "../base/worker-pool.ts";
+import type { CompareJob } from "./compare.ts";
 import { walkTrees } from "./compare-walk.ts";
 
-const { left, right, settings } = workerData as { left: string; right: string; settings: CompareSettings };
-parentPort!.postMessage(walkTrees(left, right, settings));
+const port = parentPort!;
+
+port.on("message", ({ left, right, settings }: CompareJob) => {
+  void workerAnswer(() => walkTrees(left, right, settings)).then((answer) => port.postMessage(answer));
+});
+workerReady(port);
