@@ -50,6 +50,8 @@ export class Node {
   /** Directory: an entry of its own path has made it, now or before it was removed. */
   made = false;
   opaque = false;
+  /** In the tree that is made of it at the end; -1: not yet. */
+  inode = -1;
 
   constructor(type: FileType) {
     this.type = type;
@@ -119,24 +121,22 @@ export function nodeView(root: Node, hideWhiteouts: boolean): PathView<Node> {
   };
 }
 
-/** Lays the nodes out as a FileTree: inodes in the order of a walk, directories before what they hold, names ascending. */
+/** Lays the nodes out, once, as a FileTree: inodes in the order of a walk, directories before what they hold, names ascending. */
 export function toFileTree(root: Node): FileTree {
   const builder = new FileTreeBuilder(fields(root));
-  const numbers = new Map<Node, number>([[root, 0]]);
-  const stack: { node: Node; inode: number }[] = [{ node: root, inode: 0 }];
+  root.inode = 0;
+  const stack = [root];
   for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
-    const directories: { node: Node; inode: number }[] = [];
+    const directories: Node[] = [];
     // one char a byte: the default order, of code units, is that of the bytes
-    const names = [...top.node.children!.keys()].sort();
+    const names = [...top.children!.keys()].sort();
     for (const name of names) {
-      const child = top.node.children!.get(name)!;
-      let inode = numbers.get(child);
-      if (inode === undefined) {
-        inode = builder.addInode(fields(child));
-        numbers.set(child, inode);
-        if (child.children !== null) directories.push({ node: child, inode });
+      const child = top.children!.get(name)!;
+      if (child.inode < 0) {
+        child.inode = builder.addInode(fields(child));
+        if (child.children !== null) directories.push(child);
       }
-      builder.addName(top.inode, Buffer.from(name, "latin1"), inode);
+      builder.addName(top.inode, Buffer.from(name, "latin1"), child.inode);
     }
     while (directories.length > 0) stack.push(directories.pop()!);
   }
