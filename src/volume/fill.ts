@@ -60,7 +60,7 @@ function decodeInto(source: number, digest: string, target: PlacedWriter): void 
 }
 
 function eachPiece(fd: number, size: number, use: (bytes: Uint8Array) => void): void {
-  const buffer = new Uint8Array(size);
+  const buffer = READ_BUFFER.subarray(0, size);
   for (let position = 0; ; ) {
     const count = readFully(fd, buffer, position);
     if (count === 0) return;
@@ -70,13 +70,16 @@ function eachPiece(fd: number, size: number, use: (bytes: Uint8Array) => void): 
 }
 
 const BUFFER_BYTES = MiB;
+/** One a thread, which does one job at a time: made anew for each job they would lie about by the dozen until the next garbage collection. */
+const BUFFER = Buffer.alloc(BUFFER_BYTES);
 const ZEROS = Buffer.alloc(BUFFER_BYTES);
+const READ_BUFFER = new Uint8Array(MiB);
 
 /** Takes a stream from its start and puts what the rows want into the image. Rows that follow each other in the image become one write. */
 class PlacedWriter implements Disposable {
   readonly #rows: FillRows;
   readonly #fd: number;
-  readonly #buffer = new Uint8Array(BUFFER_BYTES);
+  readonly #buffer = BUFFER;
   /** Offset in the image of #buffer[0]. */
   #base = 0;
   #fill = 0;
@@ -161,8 +164,8 @@ export interface BlockDigests {
 export function hashBlocks({ image, ranges }: HashRequest): BlockDigests {
   const indices: number[] = [];
   const digests: string[] = [];
-  const zeros = Buffer.alloc(SNAPSHOT_BLOCK);
-  const buffer = Buffer.alloc(SNAPSHOT_BLOCK);
+  const zeros = ZEROS.subarray(0, SNAPSHOT_BLOCK);
+  const buffer = BUFFER.subarray(0, SNAPSHOT_BLOCK);
   const fd = openSync(image, constants.O_RDONLY);
   try {
     for (const { start, end } of ranges) {
