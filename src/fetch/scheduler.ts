@@ -17,6 +17,7 @@ import { type Clock, systemClock } from "../base/clock.ts";
 import type { Digest } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
+import { freeBuffer } from "../base/give-back.ts";
 import { MiB } from "../base/limits.ts";
 import { isMoreUrgent, type Priority, type StoredRange, type UnitFetcher } from "../layer/interfaces.ts";
 import { Bandwidth } from "./bandwidth.ts";
@@ -75,7 +76,7 @@ interface Wanted {
   priority: Priority;
   request: Request | null;
   settled: boolean;
-  readonly resolve: (bytes: Uint8Array) => void;
+  readonly resolve: (bytes: Uint8Array<ArrayBuffer>) => void;
   readonly reject: (error: unknown) => void;
 }
 
@@ -154,7 +155,7 @@ export class FetchScheduler implements UnitFetcher {
   fetch(
     range: StoredRange,
     options: { priority: Priority; attempt?: number; signal?: AbortSignal },
-  ): Promise<Uint8Array> {
+  ): Promise<Uint8Array<ArrayBuffer>> {
     const { signal } = options;
     if (signal?.aborted) return Promise.reject(signal.reason);
     if (!this.#blobs.has(range.blob))
@@ -344,19 +345,23 @@ export class FetchScheduler implements UnitFetcher {
     // ascending by end: what is whole is handed out at once
     const byEnd = [...members].sort((a, b) => a.end - b.end);
     let handedOut = 0;
+    let into: Uint8Array<ArrayBuffer> | null = null;
+    // a unit that waits to be decoded shall not keep the whole request's bytes in memory
+    const alone = members.length === 1 && leader.end - leader.start === length;
     try {
-      const into = new Uint8Array(length);
+      const target = new Uint8Array(length);
+      into = target;
       const onProgress = (count: number) => {
         firstByteMs ??= this.#clock.monotonic() - startedMs;
         for (; handedOut < byEnd.length && byEnd[handedOut]!.end <= start + count; handedOut++) {
           const member = byEnd[handedOut]!;
           if (member.settled) continue;
           request.waiting--;
-          member.resolve(into.subarray(member.start - start, member.end - start));
+          member.resolve(alone ? target : target.slice(member.start - start, member.end - start));
         }
       };
       await source.readRange(start, start + length, {
-        into,
+        into: target,
         signal: request.abort.signal,
         attempt: leader.attempt,
         onProgress,
@@ -372,6 +377,7 @@ export class FetchScheduler implements UnitFetcher {
       }
       for (const member of byEnd) if (!member.settled) member.reject(error);
     } finally {
+      if (!alone && into !== null) freeBuffer(into);
       this.#running.delete(request);
       this.#dispatch();
       if (request.priority === "demand") this.#release();

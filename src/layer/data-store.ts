@@ -3,7 +3,8 @@
  *
  *   sharing    an image opens the data file of its blob's table if it says of every chunk that both know the same digest; then what it knows besides is added. Otherwise the next
  *              `variant` of that blob: who lies has a file of his own
- *   adding     digests (synced), then in memory, then the image's row. A file that was sealed becomes lazy first (row synced): what is sealed is believed after a reboot
+ *   adding     digests (synced), then in memory, then the image's row. A file that was sealed becomes lazy first (row synced): what is sealed is believed after a reboot. Before
+ *              that its log becomes one of this boot: what is lazy is believed within its boot alone
  *   counting   rows refer to data files; an image that is being made holds its own meanwhile
  */
 
@@ -218,7 +219,12 @@ export class DataStore {
       const prepared = await this.#parts.workers.run({ t: "make-data", request });
       rows.setFacts(row.id, { imageSize: prepared.size, inodeCount: 0, streamLength: 0 });
       const layer = this.#assemble(row, prepared, this.#fillOf(row, prepared, null, null), null);
-      layer.become({ t: "lazy" });
+      try {
+        layer.become({ t: "lazy" });
+      } catch (error) {
+        await layer.close();
+        throw error;
+      }
       this.#parts.keep(layer);
       return layer;
     } catch (error) {
@@ -231,8 +237,9 @@ export class DataStore {
 
   /** Adds what the image knows. False when it knows otherwise. */
   async #bind(layer: LayerImage, blob: BoundBlob): Promise<boolean> {
-    const { rows, workers, directory } = this.#parts;
+    const { rows, workers, directory, options } = this.#parts;
     const { bound } = blob;
+    const { pieceCount } = blob.table.units;
     const path = join(directory(layer.id), "digests");
     const fill = layer.dataFill;
     if (fill !== null) {
@@ -246,22 +253,23 @@ export class DataStore {
       }
     }
     await layer.whenIdle();
-    const known = await readKnownDigests(path, blob.table.units.pieceCount);
+    const known = await readKnownDigests(path, pieceCount);
     if (!agrees(known, bound)) return false;
     if (fill === null && layer.isComplete && unknownOf(known, bound).length === 0) return true;
     // (lazy already, and without a filler: the last attempt to add something failed half-way)
-    if (layer.isComplete) layer.become({ t: "lazy" });
+    if (layer.isComplete) {
+      await UnitLog.renew(this.#logPath(layer.id), pieceCount, options.bootId);
+      layer.become({ t: "lazy" });
+    }
     await rows.sync();
     failpoint("layer:data-extend");
     await writeKnownDigests(path, withDigests(known, bound));
     const row = rows.get(layer.id)!;
     const request = { directory: directory(layer.id), indexDigest: row.indexDigest!, rebuild: false };
     const prepared = await workers.run({ t: "open-data", request });
-    // its log is of the boot in which it was sealed: a new one begins, with the same bits
-    const { log, filled } = UnitLog.open(this.#logPath(layer.id), prepared.table.units.pieceCount, null)!;
-    log.close();
+    const { log, filled } = UnitLog.open(this.#logPath(layer.id), pieceCount, options.bootId)!;
     const state = this.#fillOf(row, prepared, filled, layer.fillMap);
-    layer.extend(this.#lazyContent(row, prepared, { state, fd: layer.fd, log: this.#newLog(row, state) }));
+    layer.extend(this.#lazyContent(row, prepared, { state, fd: layer.fd, log }));
     return true;
   }
 
@@ -287,14 +295,19 @@ export class DataStore {
         opened?.log.close();
         return this.#data(row, { fd: this.#open(row), size: prepared.size, fillMap: state.fillMap, lazy: null });
       }
-      // (sealed, and more was bound than is there: cut off between the two)
-      const lazyRow: LayerRow = isSealed ? { ...row, state: { t: "lazy" } } : row;
-      rows.setState(row.id, lazyRow.state, options.bootId);
-      if (isSealed) {
-        await rows.sync();
-        opened?.log.close();
+      if (!isSealed) {
+        const layer = this.#assemble(row, prepared, state, opened?.log ?? null);
+        // from now on the files are of this boot
+        rows.setState(row.id, row.state, options.bootId);
+        return layer;
       }
-      return this.#assemble(lazyRow, prepared, state, isSealed ? null : (opened?.log ?? null));
+      // more was bound than is there: cut off between the two
+      opened?.log.close();
+      await UnitLog.renew(this.#logPath(row.id), pieceCount, options.bootId);
+      rows.setState(row.id, { t: "lazy" }, options.bootId);
+      await rows.sync();
+      const renewed = UnitLog.open(this.#logPath(row.id), pieceCount, options.bootId);
+      return this.#assemble({ ...row, state: { t: "lazy" } }, prepared, state, renewed?.log ?? null);
     } catch (error) {
       if (kindOf(error) === "exhausted" || kindOf(error) === "canceled") throw error;
       const reason = `its files cannot be used: ${describeError(error)}`;
@@ -303,10 +316,10 @@ export class DataStore {
     }
   }
 
-  /** With holes. `log` null: a new one. */
+  /** With holes. `log` null: a new one, of nothing. */
   #assemble(row: LayerRow, prepared: PreparedData, state: DataFill, log: UnitLog | null): LayerImage {
     const fd = this.#open(row);
-    const lazy = this.#lazyContent(row, prepared, { state, fd, log: log ?? this.#newLog(row, state) });
+    const lazy = this.#lazyContent(row, prepared, { state, fd, log: log ?? this.#newLog(row, prepared) });
     return this.#data(row, { fd, size: prepared.size, fillMap: state.fillMap, lazy });
   }
 
@@ -338,10 +351,8 @@ export class DataStore {
     return openSync(this.#path(row.id), constants.O_RDWR);
   }
 
-  #newLog(row: LayerRow, state: DataFill): UnitLog {
-    const log = UnitLog.create(this.#logPath(row.id), state.pieces.length, this.#parts.options.bootId);
-    log.persist(state.pieces, 0, state.pieces.length);
-    return log;
+  #newLog(row: LayerRow, { table }: PreparedData): UnitLog {
+    return UnitLog.create(this.#logPath(row.id), table.units.pieceCount, this.#parts.options.bootId);
   }
 
   #fillOf(row: LayerRow, prepared: PreparedData, filled: Uint8Array | null, fillMap: Bitmap | null): DataFill {

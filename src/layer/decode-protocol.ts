@@ -29,7 +29,7 @@ export type ToDecoder =
       readonly job: number;
       readonly layer: number;
       readonly unit: number;
-      readonly stored: Uint8Array;
+      readonly stored: Uint8Array<ArrayBuffer>;
       /** Of the unit these alone, each by itself; null: all of it, or nothing. */
       readonly pieces: Uint32Array | null;
     }

@@ -6,6 +6,7 @@
 import { hash } from "node:crypto";
 import type { MessagePort } from "node:worker_threads";
 import { describeError, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
+import { freeBuffer } from "../base/give-back.ts";
 import type { DecodeTable, UnitDecoder, UnitTable } from "../formats/format.ts";
 import { type PieceHash, pieceHash, verifyPiece } from "../formats/piece-hash.ts";
 import { copyPiece } from "./copy-piece.ts";
@@ -36,7 +37,10 @@ export function serveDecodes(port: MessagePort, decoderFor: DecoderFactory): voi
         return;
       case "decode":
         void answer(layers.get(message.layer), message, (layer) => decode(layer, message, decoderFor, scatterer)).then(
-          (result) => port.postMessage(result),
+          (result) => {
+            freeBuffer(message.stored);
+            port.postMessage(result);
+          },
         );
         return;
       case "copy":

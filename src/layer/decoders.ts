@@ -23,7 +23,7 @@ interface Job {
   readonly layer: number;
   readonly unit: number;
   readonly work:
-    | { readonly t: "decode"; readonly stored: Uint8Array; readonly pieces: Uint32Array | null }
+    | { readonly t: "decode"; readonly stored: Uint8Array<ArrayBuffer>; readonly pieces: Uint32Array | null }
     | { readonly t: "copy"; readonly copy: CopyPieces };
   priority: Priority;
   readonly resolve: (unit: DecodedUnit) => void;
@@ -84,12 +84,12 @@ export class Decoders implements AsyncDisposable {
 
   /**
    * Verifies, decodes and writes one unit. Throws HS_UNIT_DIGEST (other bytes may help), HS_UNIT_DECODE and HS_INDEX_MISMATCH (the index is wrong),
-   * HS_DISK_FULL, HS_CANCELED when the layer is closed first. With `pieces` a wrong digest is no error but in `bad`: the other pieces are written.
+   * HS_DISK_FULL, HS_CANCELED when the layer is closed first. `stored`, with its whole buffer, is handed over: the caller has it no more. With `pieces` a wrong digest is no error but in `bad`: the other pieces are written.
    */
   decode(options: {
     layer: number;
     unit: number;
-    stored: Uint8Array;
+    stored: Uint8Array<ArrayBuffer>;
     pieces: Uint32Array | null;
     priority: Priority;
   }): Promise<DecodedUnit> {
@@ -148,10 +148,9 @@ export class Decoders implements AsyncDisposable {
         send(thread, { t: "copy", job: id, layer, unit, copy: work.copy });
         continue;
       }
-      // handed over, not shared: V8 does not count shared buffers when it decides to collect garbage, and hundreds of MB of fetched bytes would pile up. The copy costs a
-      // hundredth of the decoding; `stored` may be a part of a larger buffer that others still use
-      const stored = new Uint8Array(work.stored);
-      send(thread, { t: "decode", job: id, layer, unit, stored, pieces: work.pieces }, [stored.buffer]);
+      // handed over, not shared: V8 does not count shared buffers when it decides to collect garbage, and hundreds of MB of fetched bytes would pile up
+      const { stored, pieces } = work;
+      send(thread, { t: "decode", job: id, layer, unit, stored, pieces }, [stored.buffer]);
     }
   }
 

@@ -2,7 +2,9 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
+import diagnostics from "node:diagnostics_channel";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmSync, statSync } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, test } from "node:test";
@@ -349,6 +351,63 @@ test("a complete data file of which more is wanted stays what it is while that c
     assert.ok(expected.has(hexOf(await contentOf(image, whole, inode))), path);
   await complete(image);
   assert.ok(image.devices.every(({ layer }) => layer.state.t === "sealed"));
+});
+
+test("a complete data file that is to hold more keeps what it has when the process is killed at that, in whatever boot", async () => {
+  const batch = mergedGolden("v6-zstd-1m-batch");
+  const inodes = filesOf(batch.tree).map(({ inode }) => inode);
+  const part = partOf(batch, inodes.slice(0, 200));
+  const root = newRoot();
+  const first = await openStore(root, new GoldenFetcher());
+  const id = (await create(first, "part", part)).id;
+  await complete(await first.get(id));
+  await close(first);
+  const child = spawnSync(process.execPath, [DEVICE_FILL, root, NEXT_BOOT], {
+    env: { ...process.env, HEADSTART_FAILPOINTS: "layer:data-extend=exit" },
+    encoding: "utf8",
+  });
+  assert.equal(child.signal, "SIGKILL", child.stderr);
+  const fetcher = new GoldenFetcher();
+  const store = await openStore(root, fetcher, { bootId: NEXT_BOOT });
+  const image = await store.get(id);
+  const expected = new Set(golden("v6-zstd-1m-batch").values());
+  for (const { inode, path } of filesOf(part.tree))
+    assert.ok(expected.has(hexOf(await contentOf(image, part, inode))), path);
+  assert.equal(image.isComplete, true);
+  assert.deepEqual(fetcher.calls, []);
+});
+
+test("what an image wants besides, and gets, while a data file is being synced is synced too before it counts as complete", async (t) => {
+  const store = await openStore(newRoot(), new GoldenFetcher());
+  const image = await create(store, "part", partOf(whole, inodesOf(0, 1)));
+  const { layer } = image.devices[0]!;
+  const handle = await open(layer.path);
+  t.after(() => handle.close());
+  const handles = Object.getPrototypeOf(handle) as FileHandle;
+  const { sync } = handles;
+  let syncedAt = -1;
+  let isMore = false;
+  t.mock.method(handles, "sync", async function (this: FileHandle) {
+    const isData = readlinkSync(`/proc/self/fd/${this.fd}`) === layer.path;
+    if (isData) syncedAt = layer.statistics().unitsFilled;
+    await sync.call(this);
+    if (!isData || isMore) return;
+    isMore = true;
+    const more = await create(store, "whole", whole);
+    for (const { inode } of filesOf(whole.tree)) await contentOf(more, whole, inode);
+  });
+  let sealedAt = -1;
+  const onState = (message: unknown) => {
+    const { layer: id, to } = message as { layer: number; to: string };
+    if (id === layer.id && to === "sealed") sealedAt = layer.statistics().unitsFilled;
+  };
+  diagnostics.subscribe("headstart:layer:state", onState);
+  t.after(() => diagnostics.unsubscribe("headstart:layer:state", onState));
+  await complete(image);
+  await layer.whenIdle();
+  assert.equal(isMore, true);
+  assert.ok(sealedAt > 1);
+  assert.equal(syncedAt, sealedAt);
 });
 
 test("data files go when the last image that refers to them has gone", async () => {

@@ -1,6 +1,6 @@
 /**
  * One pass over a layer's stored bytes: hash, decompress, hash, read the tar, write file data; then the tree, the metadata behind the data, and both digests compared. What
- * eager.worker.ts runs.
+ * layer.worker.ts runs.
  */
 
 import { createHash, type Hash } from "node:crypto";
@@ -10,7 +10,6 @@ import { HeadstartError } from "../base/errors.ts";
 import { failpoint } from "../base/failpoint.ts";
 import { writeFully } from "../base/files.ts";
 import { checkErofs } from "../erofs/check.ts";
-import type { FileTree } from "../erofs/file-tree.ts";
 import { openErofs } from "../erofs/read.ts";
 import { layoutSource } from "../erofs/source.ts";
 import { layoutEager } from "../erofs/write.ts";
@@ -18,8 +17,8 @@ import type { LayerIdentity, LayerRole } from "../formats/format.ts";
 import { LayerTreeBuilder } from "../formats/tar/apply.ts";
 import { checkLayerType, LayerDecoder } from "../formats/tar/decompress.ts";
 import { TarReader } from "../formats/tar/records.ts";
-
 import { EagerWriter } from "./eager-writer.ts";
+import { writeTree } from "./tree-file.ts";
 
 export interface UnpackRequest {
   readonly identity: LayerIdentity;
@@ -28,16 +27,18 @@ export interface UnpackRequest {
   readonly path: string;
   /** 16 bytes for the superblock. */
   readonly uuid: Uint8Array;
+  /** The tree file to make (tree-file.ts). */
+  readonly treePath: string;
 }
 
 export interface Unpacked {
-  readonly tree: FileTree;
+  readonly inodeCount: number;
   readonly imageSize: number;
   readonly streamLength: number;
 }
 
 /**
- * Throws HS_DIGEST_MISMATCH (whatever else was wrong: the bytes are not the layer's), HS_DIFFID_MISMATCH, HS_LAYER_REFUSED, HS_EROFS_LIMIT, and what the disk says. The file is
+ * Throws HS_DIGEST_MISMATCH (whatever else was wrong: the bytes are not the layer's), HS_DIFFID_MISMATCH, HS_LAYER_REFUSED, HS_EROFS_LIMIT, and what the disk says. The files are
  * whole and right when it resolves, and not synced.
  */
 export async function unpackLayer(request: UnpackRequest, stored: AsyncIterable<Uint8Array>): Promise<Unpacked> {
@@ -99,7 +100,8 @@ async function unpackTo(fd: number, request: UnpackRequest, stored: AsyncIterabl
   ftruncateSync(fd, layout.size);
   failpoint("layer:eager-metadata");
   for (const part of layout.parts) writeFully(fd, part.bytes, part.offset);
-  return { tree, imageSize: layout.size, streamLength: reader.offset };
+  await writeTree(request.treePath, tree);
+  return { inodeCount: tree.inodeCount, imageSize: layout.size, streamLength: reader.offset };
 }
 
 function compare(hash: Hash, want: Digest, code: "HS_DIGEST_MISMATCH" | "HS_DIFFID_MISMATCH", what: string): void {

@@ -25,13 +25,14 @@ export interface StoredRange {
 export interface UnitFetcher {
   /**
    * The stored bytes [start, end) of a blob. Not verified: the caller does. One call a unit; units that are asked for close together become one request.
+   * What is returned is the caller's, its whole buffer.
    * `attempt` > 0 asks for another source than before, where there is one.
    * Throws HS_REGISTRY_*, HS_CANCELED.
    */
   fetch(
     range: StoredRange,
     options: { priority: Priority; attempt?: number; signal?: AbortSignal },
-  ): Promise<Uint8Array>;
+  ): Promise<Uint8Array<ArrayBuffer>>;
   /** A more urgent caller joined work that is under way for this range. */
   promote(range: StoredRange, priority: Priority): void;
   /** Resolves when nobody has waited for a unit for a while, or after long enough: work that only completes a layer leaves the processor to starts. Left out: at once. */

@@ -285,11 +285,13 @@ export class LayerImage implements AsyncDisposable {
     return { unitsFilled: 0, unitsTotal: 0, bytesFilled: bytes, bytesTotal: bytes };
   }
 
-  /** The only writer of the state. */
+  /** The only writer of the state. Throws what saving it throws. */
   become(next: LayerState): void {
     const from = this.#state;
-    this.#state = transition(from, next);
-    this.#host.save(this, next);
+    const to = transition(from, next);
+    // first, so that what cannot be saved is not so
+    this.#host.save(this, to);
+    this.#state = to;
     publish("layer:state", {
       layer: this.id,
       digest: this.identity.digest,
@@ -317,12 +319,15 @@ export class LayerImage implements AsyncDisposable {
 
   /** An eager pull has failed. What may pass leaves the layer "opening": the next pull begins anew under the same id. */
   fail(error: unknown): void {
-    if (this.#state.t === "pulling") {
-      const reason = describeError(error);
-      if (isHeadstartError(error, ...NEVER_RIGHT)) this.become({ t: "broken", code: error.code, reason });
-      else this.become({ t: "opening", reason });
+    try {
+      if (this.#state.t === "pulling") {
+        const reason = describeError(error);
+        if (isHeadstartError(error, ...NEVER_RIGHT)) this.become({ t: "broken", code: error.code, reason });
+        else this.become({ t: "opening", reason });
+      }
+    } finally {
+      this.#settled.reject(error);
     }
-    this.#settled.reject(error);
   }
 
   /** Why the background fill waits or stopped, or what cannot be had; null when all is well. */
@@ -430,7 +435,7 @@ export class LayerImage implements AsyncDisposable {
       await this.#host.whenQuiet(signal);
       this.become({ t: "verifying" });
       await this.#checkWhole(lazy, signal);
-      await this.#host.makeDurable(this);
+      await this.#makeDurable(lazy);
       signal.throwIfAborted();
       if (this.dataFill?.whole === false) {
         // more of it was bound meanwhile, or some of it came wrong every time
@@ -444,19 +449,39 @@ export class LayerImage implements AsyncDisposable {
       await this.#release(lazy);
       await this.#host.dropHelpers(this);
     } catch (error) {
-      // a wrong index has made it broken already
-      if (this.#state.t === "broken" || this.#state.t === "sealed") {
-        publish("layer:background-error", { layer: this.id, error });
-      } else if (isHeadstartError(error) && error.kind === "corrupt") {
+      this.#stop(error);
+    }
+  }
+
+  /** It cannot be completed now, or never. */
+  #stop(error: unknown): void {
+    // a wrong index has made it broken already
+    if (this.#state.t === "broken" || this.#state.t === "sealed") {
+      publish("layer:background-error", { layer: this.id, error });
+      return;
+    }
+    if (isHeadstartError(error) && error.kind === "corrupt") {
+      try {
         this.become({ t: "broken", code: error.code, reason: describeError(error) });
-      } else {
-        if (kindOf(error) !== "canceled") {
-          this.#trouble = describeError(error);
-          publish("layer:background-error", { layer: this.id, error });
-        }
-        this.become({ t: "lazy" });
+        return;
+      } catch {
+        // it cannot be noted: found again the next time
       }
     }
+    if (kindOf(error) !== "canceled") {
+      this.#trouble = describeError(error);
+      publish("layer:background-error", { layer: this.id, error });
+    }
+    this.become({ t: "lazy" });
+  }
+
+  /** All that is filled when it resolves is on disk: what an image wants besides, and gets, while files are being synced takes another time. */
+  async #makeDurable({ filler }: LazyContent): Promise<void> {
+    let synced: number;
+    do {
+      synced = filler.state.progress;
+      await this.#host.makeDurable(this);
+    } while (filler.state.progress !== synced);
   }
 
   /** Nothing has to be filled any more: tables, descriptors and threads need not keep it. */

@@ -2,6 +2,7 @@
 
 import { parentPort } from "node:worker_threads";
 import { HeadstartError } from "../base/errors.ts";
+import { collectIfGrown } from "../base/give-back.ts";
 import { workerAnswer, workerReady } from "../base/worker-pool.ts";
 import { FORMATS } from "../formats/all.ts";
 import { readBootstrap } from "../formats/nydus/bootstrap.ts";
@@ -16,7 +17,11 @@ import { checkWhole } from "./seal.ts";
 const port = parentPort!;
 
 port.on("message", (job: LayerJob) => {
-  void workerAnswer(() => run(job)).then((message) => port.postMessage(message));
+  void workerAnswer(() => run(job)).then((message) => {
+    port.postMessage(message);
+    // the tree of a large layer is tens of MiB: the next job shall not come on top of it
+    setImmediate(collectIfGrown);
+  });
 });
 workerReady(port);
 

@@ -44,7 +44,7 @@ import { type LayerContent, type LayerHost, LayerImage } from "./layer-image.ts"
 import { type OpenLazy, type Prepared, type PrepareRequest, prepareAgain, prepareNew } from "./prepare.ts";
 import { keyText, type LayerKey, type LayerRow, LayerRows, type LayerSource } from "./rows.ts";
 import type { LayerState } from "./state.ts";
-import { readTree, writeTree } from "./tree-file.ts";
+import { readTree } from "./tree-file.ts";
 import { UnitLog } from "./unit-log.ts";
 
 export interface LayerStoreOptions {
@@ -207,12 +207,17 @@ export class LayerStore implements AsyncDisposable {
             ? await this.#workers.run({ t: "prepare", request })
             : await prepareNew(request, openLazy);
         const layer = this.#assemble(row, prepared, null);
-        this.#rows.setFacts(row.id, {
-          imageSize: prepared.imageSize,
-          inodeCount: prepared.lazy.tree.inodeCount,
-          streamLength: prepared.lazy.streamLength,
-        });
-        layer.become({ t: "lazy" });
+        try {
+          this.#rows.setFacts(row.id, {
+            imageSize: prepared.imageSize,
+            inodeCount: prepared.lazy.tree.inodeCount,
+            streamLength: prepared.lazy.streamLength,
+          });
+          layer.become({ t: "lazy" });
+        } catch (error) {
+          await layer.close();
+          throw error;
+        }
         this.#open.set(row.id, layer);
         return layer;
       } catch (error) {
@@ -234,7 +239,10 @@ export class LayerStore implements AsyncDisposable {
     onProgress?: (storedBytes: number) => void;
   }): Promise<{ layer: LayerImage; done: Promise<void> }> {
     const key = { identity: options.identity, role: options.role, format: EAGER, indexDigest: null };
-    const row = this.declare(key, options.source);
+    const declared = this.declare(key, options.source);
+    // (a pull that failed while not even that could be noted)
+    const isLeft = declared.state.t === "pulling" && !this.#open.has(declared.id);
+    const row: LayerRow = isLeft ? { ...declared, state: { t: "opening" } } : declared;
     if (row.state.t !== "opening") {
       const layer = this.#open.get(row.id) ?? (await this.get(row.id));
       return { layer, done: layer.whenComplete() };
@@ -285,6 +293,11 @@ export class LayerStore implements AsyncDisposable {
     what: string,
   ): Promise<MergedImage> {
     return this.#workers.run({ t: "merge-nydus", bootstrap, infos, sizes, what });
+  }
+
+  /** Rows that were declared before this survive a power loss when it resolves: to be waited for before anybody keeps an id. */
+  async sync(): Promise<void> {
+    await this.#rows.sync();
   }
 
   /** Data files that no image refers to, and that none which is being made is going to: they may be removed. */
@@ -366,16 +379,21 @@ export class LayerStore implements AsyncDisposable {
     try {
       await rm(directory, { recursive: true, force: true });
       await mkdir(directory, { mode: 0o700 });
-      const request = { identity: row.identity, role: row.role, path: layer.path, uuid: layerUuid(row) };
-      const { tree, imageSize, streamLength } = await pullEager(request, blob, {
+      const request = {
+        identity: row.identity,
+        role: row.role,
+        path: layer.path,
+        uuid: layerUuid(row),
+        treePath: this.#file(row.id, "tree"),
+      };
+      const { inodeCount, imageSize, streamLength } = await pullEager(request, blob, {
         workers: this.#workers,
         clock: this.#host.clock,
         signal: layer.closing,
         onProgress,
       });
-      await writeTree(this.#file(row.id, "tree"), tree);
       layer.closing.throwIfAborted();
-      this.#rows.setFacts(row.id, { imageSize, inodeCount: tree.inodeCount, streamLength });
+      this.#rows.setFacts(row.id, { imageSize, inodeCount, streamLength });
       layer.adopt(this.#completeContent(layer.path, imageSize));
       publish("layer:pulled", {
         layer: row.id,
@@ -579,7 +597,13 @@ export class LayerStore implements AsyncDisposable {
 
   #save(layer: LayerImage, state: LayerState): void {
     if (state.t === "sealed") failpoint("layer:sealed");
-    this.#rows.setState(layer.id, state, this.#options.bootId);
+    try {
+      this.#rows.setState(layer.id, state, this.#options.bootId);
+    } catch (error) {
+      // a full disk; between these the next start makes no difference
+      if (!HAS_HOLES.includes(layer.state.t) || !HAS_HOLES.includes(state.t)) throw error;
+      publish("layer:state-not-saved", { layer: layer.id, state: state.t, error });
+    }
   }
 
   async #dropHelpers(id: number): Promise<void> {
@@ -634,6 +658,8 @@ export class LayerStore implements AsyncDisposable {
     return row.state.t === "syncing" && row.bootId !== this.#options.bootId;
   }
 }
+
+const HAS_HOLES: readonly LayerState["t"][] = ["lazy", "filling", "verifying"];
 
 /** Most complete first. */
 const USABLE: readonly LayerState["t"][] = ["sealed", "syncing", "verifying", "filling", "lazy"];

@@ -8,6 +8,7 @@
  */
 
 import { closeSync, constants, ftruncateSync, openSync } from "node:fs";
+import { rename, writeFile } from "node:fs/promises";
 import type { Bitmap } from "../base/bitmap.ts";
 import { Reader, struct, Writer } from "../base/bytes.ts";
 import { HeadstartError } from "../base/errors.ts";
@@ -29,8 +30,7 @@ export class UnitLog {
   static create(path: string, unitCount: number, bootId: string): UnitLog {
     const fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC, 0o600);
     try {
-      const header = new Writer(HEADER.size).put(MAGIC).u32(VERSION).u32(unitCount).put(bootIdBytes(bootId));
-      writeFully(fd, header.finish(), 0);
+      writeFully(fd, headerOf(unitCount, bootId), 0);
       ftruncateSync(fd, HEADER.size + Math.ceil(unitCount / 8));
     } catch (error) {
       closeSync(fd);
@@ -66,6 +66,17 @@ export class UnitLog {
     }
   }
 
+  /**
+   * Makes a log whose bits are believed one of this boot. There is a whole one at any moment, also after a power loss. Throws as `open`, and what writing it says.
+   */
+  static async renew(path: string, unitCount: number, bootId: string): Promise<void> {
+    const { log, filled } = UnitLog.open(path, unitCount, null)!;
+    log.close();
+    const temporary = `${path}.new`;
+    await writeFile(temporary, [headerOf(unitCount, bootId), filled], { mode: 0o600, flush: true });
+    await rename(temporary, path);
+  }
+
   /** Writes the bytes that hold the bits of units [first, end). Call it after the units' data were written. */
   persist(bitmap: Bitmap, first: number, end: number): void {
     failpoint("layer:unit-bit");
@@ -76,6 +87,10 @@ export class UnitLog {
   close(): void {
     closeSync(this.#fd);
   }
+}
+
+function headerOf(unitCount: number, bootId: string): Uint8Array {
+  return new Writer(HEADER.size).put(MAGIC).u32(VERSION).u32(unitCount).put(bootIdBytes(bootId)).finish();
 }
 
 function bootIdBytes(bootId: string): Buffer {

@@ -1,8 +1,10 @@
-/** glibc's allocator, told to give back what is freed (mallopt(3)). */
+/** glibc's allocator, told to give back what is freed (mallopt(3), malloc_trim(3)). */
 
 import { call, declare } from "./call.ts";
 
 const mallopt = declare<[number, number]>("int mallopt(int param, int value)");
+
+const mallocTrim = declare<[number]>("int malloc_trim(size_t pad)");
 
 const M_TRIM_THRESHOLD = -1;
 const M_MMAP_THRESHOLD = -3;
@@ -14,4 +16,9 @@ const M_MMAP_THRESHOLD = -3;
 export function returnFreedMemory(): void {
   call("mallopt M_MMAP_THRESHOLD", mallopt, M_MMAP_THRESHOLD, 64 * 1024);
   call("mallopt M_TRIM_THRESHOLD", mallopt, M_TRIM_THRESHOLD, 128 * 1024);
+}
+
+/** Gives back what is free now, of all threads' heaps: takes milliseconds, and is for when work is over. */
+export function trimHeap(): void {
+  mallocTrim(0);
 }

@@ -161,11 +161,10 @@ export class MemoryFetcher implements UnitFetcher {
   async fetch(
     range: StoredRange,
     options: { priority: string; attempt?: number; signal?: AbortSignal },
-  ): Promise<Uint8Array> {
+  ): Promise<Uint8Array<ArrayBuffer>> {
     const call = { ...range, attempt: options.attempt ?? 0 };
     this.calls.push(call);
-    const bytes = new Uint8Array(new SharedArrayBuffer(range.end - range.start));
-    bytes.set(this.#blob.subarray(range.start, range.end));
+    const bytes = new Uint8Array(this.#blob.subarray(range.start, range.end));
     await this.onFetch(call, bytes, options.signal);
     options.signal?.throwIfAborted();
     return bytes;

@@ -31,7 +31,10 @@ export class GoldenFetcher implements UnitFetcher {
   /** What to do with a call; the bytes are a copy that may be changed. */
   onFetch: (call: StoredRange, bytes: Uint8Array) => void | Promise<void> = () => {};
 
-  async fetch(range: StoredRange, options: { attempt?: number; signal?: AbortSignal }): Promise<Uint8Array> {
+  async fetch(
+    range: StoredRange,
+    options: { attempt?: number; signal?: AbortSignal },
+  ): Promise<Uint8Array<ArrayBuffer>> {
     this.calls.push({ ...range, attempt: options.attempt ?? 0 });
     const blob = this.#blobs.get(range.blob) ?? nydusBlob(digestHex(range.blob)) ?? MANY_CONTENT;
     this.#blobs.set(range.blob, blob);
