@@ -1,8 +1,10 @@
 /**
  * What the threads that index a layer tell each other. Two workers make a pair: `front` inflates, finds checkpoints and reads the tar, `back` hashes.
  *
- *   main --chunk--> front --stored, decoded, memberEnd--> back --free--> main
- *                   front --finish--> back --hashes--> front --built--> main
+ *   main --chunk--> front --[decoded, memberEnd, stored]--> back --free--> main
+ *                   front --[finish]--> back --hashes--> front --built--> main
+ *
+ * What front has to say to back is sent once a chunk, and before front waits: each message wakes a thread.
  *
  * Bytes lie in two rings of shared memory and are never copied between threads: main fills slots of the stored ring and waits for free ones; front decodes
  * into buffers of the decoded ring. A buffer's word in `decodedBusy` is 1 from when front takes it until back has hashed all of it; front waits for 0.
@@ -50,6 +52,7 @@ export interface Cut {
   readonly previousEnd: number;
 }
 
+/** Sent as a list of them, in order. */
 export type FrontToBack =
   | { readonly t: "start" }
   | { readonly t: "stored"; readonly slot: number; readonly length: number; readonly cuts: readonly Cut[] }

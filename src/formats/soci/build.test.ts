@@ -7,6 +7,7 @@ import { fixtureLayers, goldenPath, goldenZtocs } from "../../../test/suites/gol
 import { noise, tarFile, tarHeader } from "../../../test/suites/soci-sample.ts";
 import { sha256 } from "../../base/digest.ts";
 import { ZtocBuilders, type ZtocBuildInput } from "./build.ts";
+import { DECODED_BUFFER_SIZE, DECODED_BUFFERS } from "./build-protocol.ts";
 import { sociDecoder } from "./decode.ts";
 import { makeStraddleTable } from "./header-check.ts";
 import { SOCI_BUILD_TOOL } from "./ondisk.ts";
@@ -108,6 +109,15 @@ test("zeros behind the last gzip member are padding", async () => {
   const padded = Buffer.concat([fixtureLayers("multigz")[2]!.bytes, Buffer.alloc(3000)]);
   const built = await builders.build(input(padded));
   assert.equal(built.kind, "built");
+});
+
+test("a chunk that decodes to many times what the threads' buffers hold is indexed", async () => {
+  await using builders = new ZtocBuilders(1);
+  const file = Buffer.alloc(5 * DECODED_BUFFERS * DECODED_BUFFER_SIZE, 1);
+  const tar = Buffer.concat([tarFile("f", file), Buffer.alloc(1024)]);
+  const built = await builders.build(input(gzipSync(tar, { level: 1 })));
+  assert.equal(built.kind, "built");
+  if (built.kind === "built") assert.equal(built.diffID, sha256(tar));
 });
 
 test("an aborted build and a stream that fails end the call with that reason", async () => {

@@ -47,13 +47,22 @@ function guarded(work: () => void): void {
 
 function serveFront(commands: MessagePort, back: MessagePort, { stored, decoded, decodedBusy }: BuildRings): void {
   const busy = new Int32Array(decodedBusy);
-  const tell = (message: FrontToBack) => back.postMessage(message);
+  let untold: FrontToBack[] = [];
+  const tell = (message: FrontToBack) => untold.push(message);
+  const send = () => {
+    if (untold.length > 0) back.postMessage(untold);
+    untold = [];
+  };
   let current = -1;
   /** The next buffer of the ring, once back has hashed what was in it. */
   const nextBuffer = () => {
     if (current >= 0) tell({ t: "release", buffer: current });
     current = (current + 1) % DECODED_BUFFERS;
-    while (Atomics.load(busy, current) !== 0) Atomics.wait(busy, current, 1);
+    while (Atomics.load(busy, current) !== 0) {
+      // it may be one of those that back has not heard of
+      send();
+      Atomics.wait(busy, current, 1);
+    }
     Atomics.store(busy, current, 1);
     return new Uint8Array(decoded, current * DECODED_BUFFER_SIZE, DECODED_BUFFER_SIZE);
   };
@@ -86,11 +95,13 @@ function serveFront(commands: MessagePort, back: MessagePort, { stored, decoded,
         case "chunk":
           indexer!.push(new Uint8Array(stored, message.slot * STORED_SLOT_SIZE, message.length));
           tell({ t: "stored", slot: message.slot, length: message.length, cuts });
+          send();
           cuts = [];
           return;
         case "end":
           indexer!.finish();
           tell({ t: "finish" });
+          send();
           return;
         default:
           message satisfies never;
@@ -100,7 +111,7 @@ function serveFront(commands: MessagePort, back: MessagePort, { stored, decoded,
   back.on("message", ({ hashes }: BackToFront) =>
     guarded(() => {
       // the writer's buffer may be larger than what it wrote
-      const ztoc = Uint8Array.from(indexer!.writeZtoc(buildTool, hashes.spans));
+      const ztoc = indexer!.writeZtoc(buildTool, hashes.spans).slice();
       const { toc, compression } = indexer!;
       tellMain(
         {
@@ -123,34 +134,33 @@ function serveFront(commands: MessagePort, back: MessagePort, { stored, decoded,
 function serveBack(_commands: MessagePort, front: MessagePort, { stored, decoded, decodedBusy }: BuildRings): void {
   const busy = new Int32Array(decodedBusy);
   let hasher = new LayerHasher();
-  front.on("message", (message: FrontToBack) =>
-    guarded(() => {
-      switch (message.t) {
-        case "start":
-          hasher = new LayerHasher();
-          return;
-        case "stored":
-          hasher.stored(new Uint8Array(stored, message.slot * STORED_SLOT_SIZE, message.length), message.cuts);
-          tellMain({ t: "free", slot: message.slot });
-          return;
-        case "decoded": {
-          const base = message.buffer * DECODED_BUFFER_SIZE;
-          hasher.decoded(new Uint8Array(decoded, base + message.start, message.end - message.start));
-          return;
-        }
-        case "release":
-          Atomics.store(busy, message.buffer, 0);
-          Atomics.notify(busy, message.buffer);
-          return;
-        case "memberEnd":
-          hasher.memberEnd(message.crc, message.length);
-          return;
-        case "finish":
-          front.postMessage({ t: "hashes", hashes: hasher.finish() } satisfies BackToFront);
-          return;
-        default:
-          message satisfies never;
+  const handle = (message: FrontToBack) => {
+    switch (message.t) {
+      case "start":
+        hasher = new LayerHasher();
+        return;
+      case "stored":
+        hasher.stored(new Uint8Array(stored, message.slot * STORED_SLOT_SIZE, message.length), message.cuts);
+        tellMain({ t: "free", slot: message.slot });
+        return;
+      case "decoded": {
+        const base = message.buffer * DECODED_BUFFER_SIZE;
+        hasher.decoded(new Uint8Array(decoded, base + message.start, message.end - message.start));
+        return;
       }
-    }),
-  );
+      case "release":
+        Atomics.store(busy, message.buffer, 0);
+        Atomics.notify(busy, message.buffer);
+        return;
+      case "memberEnd":
+        hasher.memberEnd(message.crc, message.length);
+        return;
+      case "finish":
+        front.postMessage({ t: "hashes", hashes: hasher.finish() } satisfies BackToFront);
+        return;
+      default:
+        message satisfies never;
+    }
+  };
+  front.on("message", (messages: readonly FrontToBack[]) => guarded(() => messages.forEach(handle)));
 }

@@ -6,13 +6,17 @@
  *                                ^ #space
  */
 
+const LOOP_BYTES_MAX = 64;
+
 export class FlatBufferWriter {
   #bytes: Uint8Array;
   #view: DataView;
   #space: number;
   #alignment = 1;
   readonly #vtables: number[] = [];
-  #slots: number[] = [];
+  /** Of the table that is being written: where each field is, 0 for none; its first `#slotCount` are meant. */
+  readonly #slots: number[] = [];
+  #slotCount = 0;
   #tableStart = 0;
 
   /** `capacity`: what it will come to, roughly; growing copies everything. */
@@ -29,10 +33,15 @@ export class FlatBufferWriter {
 
   string(bytes: Uint8Array): number {
     this.#prepare(4, bytes.byteLength + 1);
-    this.#space -= bytes.byteLength + 1;
-    this.#bytes.set(bytes, this.#space);
-    this.#bytes[this.#space + bytes.byteLength] = 0;
-    return this.#endVector(bytes.byteLength);
+    const length = bytes.byteLength;
+    this.#space -= length + 1;
+    const start = this.#space;
+    const target = this.#bytes;
+    // names are short: a call costs more than the loop
+    if (length > LOOP_BYTES_MAX) target.set(bytes, start);
+    else for (let index = 0; index < length; index++) target[start + index] = bytes[index]!;
+    target[start + length] = 0;
+    return this.#endVector(length);
   }
 
   byteVector(bytes: Uint8Array): number {
@@ -50,7 +59,8 @@ export class FlatBufferWriter {
   }
 
   startTable(slots: number): void {
-    this.#slots = new Array<number>(slots).fill(0);
+    for (let slot = 0; slot < slots; slot++) this.#slots[slot] = 0;
+    this.#slotCount = slots;
     this.#tableStart = this.offset;
   }
 
@@ -72,11 +82,13 @@ export class FlatBufferWriter {
     this.#slots[slot] = this.offset;
   }
 
-  i64(slot: number, value: number | bigint): void {
-    if (Number(value) === 0) return;
+  /** `value` is a safe integer. */
+  i64(slot: number, value: number): void {
+    if (value === 0) return;
     this.#prepare(8, 0);
     this.#space -= 8;
-    this.#view.setBigInt64(this.#space, BigInt.asIntN(64, BigInt(value)), true);
+    this.#view.setInt32(this.#space, value | 0, true);
+    this.#view.setInt32(this.#space + 4, Math.floor(value / 2 ** 32), true);
     this.#slots[slot] = this.offset;
   }
 
@@ -90,7 +102,7 @@ export class FlatBufferWriter {
     this.#prepare(4, 0);
     this.#space -= 4;
     const table = this.offset;
-    let used = this.#slots.length;
+    let used = this.#slotCount;
     while (used > 0 && this.#slots[used - 1] === 0) used--;
     const vtableSize = 4 + 2 * used;
     this.#prepare(2, vtableSize - 2);
@@ -145,8 +157,8 @@ export class FlatBufferWriter {
     const padding = (size - ((this.offset + additional) % size)) % size;
     const wanted = padding + additional + size + 4;
     if (wanted > this.#space) this.#grow(wanted);
-    this.#bytes.fill(0, this.#space - padding, this.#space);
-    this.#space -= padding;
+    // not left to a fresh buffer: a vtable that was dropped may have stood here
+    for (let left = padding; left > 0; left--) this.#bytes[--this.#space] = 0;
   }
 
   #grow(wanted: number): void {

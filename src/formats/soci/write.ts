@@ -65,6 +65,8 @@ export function writeZtoc(content: ZtocContent): Uint8Array {
   return writer.finish(writer.endTable());
 }
 
+const FILE_METADATA_FIELDS = Object.keys(FILE_METADATA).length;
+
 function writeEntry(writer: FlatBufferWriter, entry: ZtocEntry): number {
   const name = writer.string(entry.name);
   const type = writer.string(Buffer.from(entry.type));
@@ -81,7 +83,7 @@ function writeEntry(writer: FlatBufferWriter, entry: ZtocEntry): number {
     return writer.endTable();
   });
   const xattrs = writer.offsetVector(records);
-  writer.startTable(Object.keys(FILE_METADATA).length);
+  writer.startTable(FILE_METADATA_FIELDS);
   writer.reference(FILE_METADATA.name, name);
   writer.reference(FILE_METADATA.type, type);
   writer.i64(FILE_METADATA.uncompressed_offset, entry.dataOffset);
