@@ -37,6 +37,7 @@ export const OBSERVED: Readonly<Record<string, readonly [Level, string]>> = {
   "layer:pulled": ["info", "a layer was pulled whole"],
   "layer:removed": ["info", "a layer was removed"],
   "layer:state": ["info", "a layer changed its state"],
+  "layer:state-not-saved": ["warn", "a layer's state could not be noted"],
   "layer:sync-failed": ["warn", "a complete layer could not be made durable yet"],
   "layer:unit": ["debug", "a unit was filled"],
   "layer:unit-copied": ["debug", "a unit was copied from another blob"],

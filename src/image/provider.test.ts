@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
+import { copyFileSync, readlinkSync } from "node:fs";
+import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
@@ -8,6 +9,7 @@ import { type Digest, sha256 } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { FetchScheduler } from "../fetch/scheduler.ts";
 import { SOCI_MEDIA_TYPES } from "../formats/soci/ondisk.ts";
+import { LayerRows } from "../layer/rows.ts";
 import { LayerStore } from "../layer/store.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { openLayout } from "../oci/layout.ts";
@@ -294,6 +296,26 @@ test("layers that nothing refers to are removed, but not those that are offered 
   assert.equal((await provider.ready(again.layer)).isComplete, true);
   const third = (await ask(2)) as { layer: number };
   assert.equal((await provider.ready(third.layer)).isComplete, true);
+});
+
+test("what a claim names survives a power loss from the claim on, so that no id ever comes to mean another layer", async (t) => {
+  await using parts = new AsyncDisposableStack();
+  const { ask, store } = await setUp(parts);
+  // what the disk has: the files as they were when they were last synced
+  const disk = await mkdtemp(join(tmpdir(), "headstart-disk-"));
+  parts.defer(() => rm(disk, { recursive: true, force: true }));
+  const handle = await open(join(store.root, "layers.db"));
+  parts.defer(() => handle.close());
+  const handles = Object.getPrototypeOf(handle) as FileHandle;
+  const { sync } = handles;
+  t.mock.method(handles, "sync", async function (this: FileHandle) {
+    await sync.call(this);
+    if (!readlinkSync(`/proc/self/fd/${this.fd}`).endsWith("-wal")) return;
+    for (const name of ["layers.db", "layers.db-wal"]) copyFileSync(join(store.root, name), join(disk, name));
+  });
+  const { layer } = (await ask(0)) as { layer: number };
+  using rows = new LayerRows(join(disk, "layers.db"));
+  assert.deepEqual(rows.get(layer)?.identity, store.row(layer)!.identity);
 });
 
 test("two images that hold the same layer get the same layer", async () => {

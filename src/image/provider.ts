@@ -273,9 +273,11 @@ export class ImageProvider {
     const { reference, manifest } = record;
     try {
       const plan = await this.#planner.plan({ reference, manifest, namespace }, this.#planOptions());
-      record.plan = plan;
       this.#noteOffered(plan);
       for (const layer of plan.start) this.maker.start(layer);
+      // snapshots that name these rows survive a power loss: a row that did not would leave its id to another layer
+      await this.#options.store.sync();
+      record.plan = plan;
       if (plan.missed !== null) void this.#noteMissed(record, plan, plan.missed);
       publish("image:opened", {
         reference,

@@ -470,10 +470,10 @@ test("a process that is killed at any time leaves what the next one can go on wi
   const points = [
     "layer:section-rename=4*exit",
     "layer:image-made",
-    "layer:unit-bit=6*exit",
+    "layer:unit-bit=3*exit",
     "layer:sealed",
     "layer:data-extend",
-    "layer:unit-bit=14*exit",
+    "layer:unit-bit=9*exit",
   ];
   for (const [index, point] of points.entries()) {
     const root = newRoot();
