@@ -198,6 +198,11 @@ test("an image in both forms: its own containers get the Nydus form, those upon 
   assert.deepEqual(more, []);
   assert.equal(store.row(whole!)?.kind, "image");
   assert.deepEqual(await container(layers.slice(0, 2)), layers.slice(0, 2));
+  // what containerd unpacks upon the whole chain is shared by images that know nothing of this index
+  const unpacking = { namespace: "k8s.io", isExtraction: true };
+  assert.deepEqual(await provider.chains.layersFor(layers, unpacking), layers);
+  const adopted = () => true;
+  assert.deepEqual(await provider.chains.layersFor(layers, { ...unpacking, adopted }), layers);
   // nothing of the layers was fetched for the image itself
   for (const id of layers) assert.equal(store.row(id)?.state.t, "opening");
   provider.resume(new Set(layers));
@@ -222,7 +227,7 @@ test("under policy bound a Nydus form is reported and not used", async () => {
   const nydus = storeNydusImage(registry, { repository: REPOSITORY, variant: VARIANT });
   const reference = storeIndex(registry, REPOSITORY, { oci, nydus });
   for (const offer of await offers(reference, oci)) assert.equal(offer.kind, "eager");
-  const deadline = Date.now() + 10_000;
+  const deadline = Date.now() + 60_000;
   while (provider.images()[0]?.reason !== "index has a Nydus alternative, policy is bound") {
     assert.ok(Date.now() < deadline, provider.images()[0]?.reason ?? "");
     await new Promise((resolve) => setTimeout(resolve, 10));

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
+import { cpuMs } from "../../test/tools/cpu-time.ts";
 import { isHeadstartError } from "../base/errors.ts";
 import { type Fields, parseFilters } from "./filters.ts";
 
@@ -115,12 +116,13 @@ test("too long and too many filters are refused", () => {
 
 test("a regular expression made to backtrack for ever ends at once", () => {
   const filter = parseFilter("name~=/^(a+)+$/");
-  const begun = performance.now();
-  assert.equal(
-    filter(() => `${"a".repeat(4000)}b`),
-    false,
+  const ms = cpuMs(() =>
+    assert.equal(
+      filter(() => `${"a".repeat(4000)}b`),
+      false,
+    ),
   );
-  assert.ok(performance.now() - begun < 500);
+  assert.ok(ms < 500, `${ms} ms`);
 });
 
 test("any text is a filter or an HS_FILTER", () => {

@@ -125,9 +125,11 @@ test("a client that cancels ends the provider's wait", async (t) => {
   const labels = { "containerd.io/snapshot.ref": target };
   await rejects(client.prepare({ key: "e", labels }), Code.AlreadyExists);
   const [info] = await list(client);
+  const begun = Promise.withResolvers<void>();
   const ended = Promise.withResolvers<void>();
   provider.beforeLowers = (_, signal) =>
     new Promise((_, reject) => {
+      begun.resolve();
       signal!.addEventListener("abort", () => {
         ended.resolve();
         reject(signal!.reason);
@@ -135,11 +137,13 @@ test("a client that cancels ends the provider's wait", async (t) => {
     });
   const caller = new AbortController();
   const prepared = client.prepare({ key: "k", parent: info!.name }, { signal: caller.signal });
-  await sleep(20);
+  await begun.promise;
   caller.abort();
   await rejects(prepared, Code.Canceled);
   await ended.promise;
-  await sleep(5);
+  // the row goes once the provider has let go
+  for (const deadline = Date.now() + 60_000; (await list(client)).length > 1; await sleep(5))
+    assert.ok(Date.now() < deadline, "the snapshot is still there");
   await rejects(client.stat({ key: "k" }), Code.NotFound);
   await rejects(client.prepare({ key: "k", parent: info!.name }, { timeoutMs: 50 }), Code.DeadlineExceeded);
 });

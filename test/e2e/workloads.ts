@@ -1,13 +1,12 @@
 /** The real images of the end-to-end tests, built once and cached, and what makes them ready. */
 
 import { createCipheriv } from "node:crypto";
-import type { AddressInfo } from "node:net";
-import { createServer } from "node:net";
 import { MiB } from "../../src/base/limits.ts";
 import { cachedDirectory } from "../../src/sandbox/cache.ts";
 import { writeDebianImage } from "../../src/sandbox/debian-image.ts";
 import { prints, redisAnswers, type Workload } from "../../src/sandbox/ready.ts";
 import type { TarEntry } from "../../src/sandbox/tar-writer.ts";
+import { freePort } from "../tools/free-port.ts";
 
 const PROGRAM = `
 import json, http.server, sqlite3, sys
@@ -46,15 +45,4 @@ export async function redisWorkload(image: string): Promise<Workload> {
   const port = await freePort();
   const settings = ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--dir", "/data"];
   return { name: "redis", image, command: ["/usr/bin/redis-server", ...settings], ready: redisAnswers(port) };
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const { port } = server.address() as AddressInfo;
-      server.close(() => resolve(port));
-    });
-  });
 }

@@ -15,6 +15,7 @@ import {
   type TarFields,
   wholeTar,
 } from "../../../test/tar-bytes.ts";
+import { cpuMs } from "../../../test/tools/cpu-time.ts";
 import { buildLayer, content, look, names } from "../../../test/tools/layer-trees.ts";
 import { isHeadstartError } from "../../base/errors.ts";
 import type { FileTree } from "../../erofs/file-tree.ts";
@@ -208,9 +209,8 @@ test("4.1: a maze of symlinks ends in a refusal, soon", () => {
   }));
   const files = Array.from({ length: 40 }, (_, index) => file(`m0/sub${index % 2}/x`));
   assert.equal(names(lowest(directory("m39"), ...links, files[0]!).tree).length, 42);
-  const started = performance.now();
-  refuses("parent", "lowest", directory("m39"), ...links, ...files);
-  assert.ok(performance.now() - started < 3000);
+  const ms = cpuMs(() => refuses("parent", "lowest", directory("m39"), ...links, ...files));
+  assert.ok(ms < 3000, `${ms} ms`);
 });
 
 test("4.1 step 8, C16: directory times are set last, by name, on whatever has the name by then", () => {

@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { existsSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
+import { freePort } from "../../../test/tools/free-port.ts";
 import { sha256 } from "../../base/digest.ts";
 import { isHeadstartError } from "../../base/errors.ts";
 import { openLayout } from "../layout.ts";
@@ -40,7 +40,7 @@ before(async () => {
   };
   writeFileSync(join(folder.path, "config.yml"), JSON.stringify(config));
   registry = spawn(BINARY, ["serve", join(folder.path, "config.yml")], { stdio: "ignore" });
-  for (let wait = 0; wait < 100; wait++) {
+  for (let wait = 0; wait < 1200; wait++) {
     const up = await fetch(`http://${host}/v2/`).then(
       (answer) => answer.status === 401,
       () => false,
@@ -58,14 +58,6 @@ after(async () => {
   await gone;
   folder[Symbol.dispose]();
 });
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 const login = () => ({ credentials: [staticCredentials("ann:secret", host)] });
 
