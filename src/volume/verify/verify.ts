@@ -6,6 +6,7 @@
 
 import { describeError, isHeadstartError } from "../../base/errors.ts";
 import { MiB } from "../../base/limits.ts";
+import { keepYoungGenerationSmall } from "../../base/young-generation.ts";
 import { FileType } from "../../erofs/file-tree.ts";
 import { returnFreedMemory } from "../../linux/malloc.ts";
 import { hostPlatform, parsePlatform } from "../../oci/platform.ts";
@@ -79,6 +80,7 @@ const DATABASE_BYTES_MAX = 512 * MiB;
 /** Throws HS_NOT_FOUND, HS_FORMAT_UNSUPPORTED, HS_LIMIT, and what sources throw. */
 export async function verifyVolume(request: VerifyRequest): Promise<Verification> {
   returnFreedMemory();
+  keepYoungGenerationSmall();
   const findings = new Findings();
   const document = readDocument(request.path, findings);
   const { target } = document ?? {};
