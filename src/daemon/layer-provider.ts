@@ -34,13 +34,20 @@ export function layerProvider({ images, mounts, chains, ladder }: LayerProviderP
     async lowers(
       owner: string,
       chain: readonly ChainElement[],
-      options: { signal?: AbortSignal; namespace?: string | null; target?: ChainID | null; isAdopted?: boolean },
+      options: {
+        signal?: AbortSignal;
+        namespace?: string | null;
+        target?: ChainID | null;
+        isAdopted?: boolean;
+        isExtraction?: boolean;
+      },
     ) {
-      const { signal, namespace = null, target } = options;
+      const { signal, namespace = null, target, isExtraction } = options;
       const adopted = options.isAdopted === true ? (layer: number) => mounts.isMounted(layer) : undefined;
       const claimed = chain.map((part) => (part.kind === "layer" ? part.layer : null));
       const layers =
-        given.get(owner) ?? (await images.chains.layersFor(claimed, { namespace, target, signal, adopted }));
+        given.get(owner) ??
+        (await images.chains.layersFor(claimed, { namespace, target, signal, adopted, isExtraction }));
       given.set(owner, layers);
       // directories stay in their order between the layers
       const directories = chain.filter((part) => part.kind === "directory").values();

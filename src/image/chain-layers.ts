@@ -37,6 +37,8 @@ export interface LayersOptions extends ChainOptions {
   readonly target?: ChainID | null | undefined;
   /** The container began under a process of before: is this layer mounted? */
   readonly adopted?: ((layer: number) => boolean) | undefined;
+  /** No container: containerd unpacks a layer upon the chain, which images share that know nothing of what one of them may have instead. */
+  readonly isExtraction?: boolean | undefined;
 }
 
 export class ChainLayers {
@@ -67,7 +69,8 @@ export class ChainLayers {
   async layersFor(chain: readonly (number | null)[], options: LayersOptions): Promise<readonly (number | null)[]> {
     if (this.#isMisled(chain)) return await this.#layersOfImage(options.target ?? null, options);
     const claimed = chain.filter((id) => id !== null);
-    if (claimed.length === chain.length) {
+    const isExtraction = options.isExtraction === true;
+    if (claimed.length === chain.length && !isExtraction) {
       const whole = await this.#alternativeFor(claimed, options);
       if (whole !== null) return [whole];
     }
@@ -80,7 +83,8 @@ export class ChainLayers {
       else if (substitute !== null) parts.push(...(await this.#layersInstead(substitute, isTop, options)));
       else
         parts.push(
-          ...((isTop ? await this.#insteadOfUnsound(id, options) : null) ?? this.#parts.substitutes.parts(id)),
+          ...((isTop && !isExtraction ? await this.#insteadOfUnsound(id, options) : null) ??
+            this.#parts.substitutes.parts(id)),
         );
     }
     return parts;

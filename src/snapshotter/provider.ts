@@ -39,12 +39,19 @@ export interface LayerProvider {
    * for the whole layer (eager), mounts what is not mounted, and counts a use of each layer by `owner` (a snapshot id) until `release`.
    * May return more directories than layers (implied directories get one small lower on top), or fewer: a layer may hold nothing, and one directory may stand for the whole chain.
    * `namespace` is containerd's, of the snapshot whose lowers these are; `target` the chainID that the topmost of the chain was claimed for; `isAdopted`: it is of before this process, and should get what it had.
+   * `isExtraction`: a layer is unpacked upon the chain, for all images that have it there; no container runs on it.
    * Idempotent for one owner. Throws HS_LAYER_BROKEN, HS_REGISTRY_*, HS_MOUNT.
    */
   lowers(
     owner: string,
     chain: readonly ChainElement[],
-    options: { signal?: AbortSignal; namespace?: string | null; target?: ChainID | null; isAdopted?: boolean },
+    options: {
+      signal?: AbortSignal;
+      namespace?: string | null;
+      target?: ChainID | null;
+      isAdopted?: boolean;
+      isExtraction?: boolean;
+    },
   ): Promise<readonly string[]>;
   /** The owner's snapshot is gone: its mounts may go when nobody else uses them. Must be quick; unmounting may come later. */
   release(owner: string): Promise<void>;

@@ -393,7 +393,14 @@ class LayeredSnapshotter implements Snapshotter {
     const namespace = namespaceOf({ namespace: null, key: row.name });
     const ref = chain[1]?.labels[REF_LABEL];
     const target = isDigest(ref) ? (ref as ChainID) : null;
-    const asked = this.#provider.lowers(owner, elements, { signal: combined, namespace, target, ...options });
+    const isExtraction = row.kind === "active" && row.labels[REF_LABEL] !== undefined;
+    const asked = this.#provider.lowers(owner, elements, {
+      signal: combined,
+      namespace,
+      target,
+      isExtraction,
+      ...options,
+    });
     const lowers = await settle(asked, combined).catch((error) => {
       // a provider that comes to an end only now has counted an owner that may be gone
       asked.then(() => this.#releaseIfGone(row.id)).catch(() => undefined);

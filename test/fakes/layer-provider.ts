@@ -51,7 +51,7 @@ export class FakeLayerProvider implements LayerProvider {
   async lowers(
     owner: string,
     chain: readonly ChainElement[],
-    options: { signal?: AbortSignal },
+    options: { signal?: AbortSignal; isExtraction?: boolean },
   ): Promise<readonly string[]> {
     await this.beforeLowers(owner, options.signal);
     options.signal?.throwIfAborted();
