@@ -83,8 +83,9 @@ export class LayerMaker {
   /** Layers that stand in for `id` because its index is bad, or its files are: they live as long as it does. */
   standIn(id: number): number | null {
     const row = this.#options.store.row(id);
-    if (row === null || row.format === EAGER) return null;
-    if (row.kind === "image") return row.state.t === "broken" ? (this.#options.store.find(row)?.id ?? null) : null;
+    if (row === null) return null;
+    if (row.kind === "image" || row.format === EAGER)
+      return row.state.t === "broken" ? (this.#options.store.find(row)?.id ?? null) : null;
     const eager = this.#options.store.find({
       identity: row.identity,
       role: row.role,
@@ -114,18 +115,25 @@ export class LayerMaker {
     }
   }
 
-  /** The layer's use is over: no source, no work. The caller has unmounted it. */
+  /** The layer's use is over: no source, no work. The caller has unmounted it. Throws HS_LAYER_STATE for a data file that an image has been given meanwhile, which keeps its sources. */
   async remove(id: number): Promise<void> {
     await this.#making
       .join(id, () => Promise.reject(new HeadstartError("HS_CANCELED", { what: `layer ${id} is being removed` })))
       .catch(() => {});
-    this.#endSources(id);
     clearTimeout(this.#waiting.get(id)?.timer);
     this.#waiting.delete(id);
+    try {
+      await this.#options.store.remove(id);
+    } finally {
+      if (this.#options.store.row(id) === null) this.#forget(id);
+    }
+  }
+
+  #forget(id: number): void {
+    this.#endSources(id);
     this.#failures.delete(id);
     this.#refused.delete(id);
     this.#opened.delete(id);
-    await this.#options.store.remove(id);
   }
 
   async #make(id: number): Promise<LayerImage> {

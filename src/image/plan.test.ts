@@ -16,6 +16,7 @@ import {
 } from "../../test/suites/nydus-image.ts";
 import { chainIDs, type DiffID, type Digest } from "../base/digest.ts";
 import { FetchScheduler } from "../fetch/scheduler.ts";
+import type { LayerImage } from "../layer/layer-image.ts";
 import { LayerStore } from "../layer/store.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { parseConfig } from "../oci/manifest.ts";
@@ -149,6 +150,23 @@ test("two images over one blob have one data file, which goes with the last of t
   assert.equal(dataFiles().length, 3);
   await provider.collect(new Set(), async () => {});
   assert.deepEqual(store.list(), []);
+});
+
+test("a data file that an image is given while it is being collected keeps its source", async () => {
+  await using stack = new AsyncDisposableStack();
+  const { registry, store, provider, offers, ids } = await setUp(stack);
+  const image = storeNydusImage(registry, { repository: REPOSITORY, variant: VARIANT });
+  const row = store.row(ids(await offers(tagManifest(registry, REPOSITORY, image), image)).at(-1)!)!;
+  const made: LayerImage[] = [];
+  await provider.collect(new Set(), async (layer) => {
+    if (made.length > 0 || store.row(layer)?.kind !== "data") return;
+    made.push(await provider.ready(store.declare(row, row.source).id));
+  });
+  assert.equal(made[0]!.devices.length, 3);
+  for (const { layer } of made[0]!.devices) {
+    assert.ok(layer.id < made[0]!.id);
+    await layer.ensure({ start: 0, end: 4096 });
+  }
 });
 
 test("a Nydus image that is not sound is impossible, or its OCI form stands in for it", async () => {

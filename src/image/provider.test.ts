@@ -298,6 +298,23 @@ test("layers that nothing refers to are removed, but not those that are offered 
   assert.equal((await provider.ready(third.layer)).isComplete, true);
 });
 
+test("a whole layer whose file is lost is pulled anew under another id, which lives as long as the claim", async () => {
+  await using parts = new AsyncDisposableStack();
+  const { ask, provider, store } = await setUp(parts);
+  const { layer } = (await ask(0)) as { layer: number };
+  const lost = await provider.ready(layer);
+  lost.become({ t: "broken", code: "HS_LAYER_BROKEN", reason: "its file is gone" });
+  await lost.close();
+  const again = await provider.ready(layer);
+  assert.notEqual(again.id, layer);
+  await provider.collect(new Set([layer]), async () => {});
+  assert.deepEqual(
+    store.list().map(({ id }) => id),
+    [layer, again.id],
+  );
+  assert.equal((await provider.ready(layer)).id, again.id);
+});
+
 test("what a claim names survives a power loss from the claim on, so that no id ever comes to mean another layer", async (t) => {
   await using parts = new AsyncDisposableStack();
   const { ask, store } = await setUp(parts);

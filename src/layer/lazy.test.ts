@@ -282,6 +282,24 @@ test("the background fill completes, verifies and seals a layer, which then need
   assert.equal(fetcher.calls.length, plain.lazy.units.unitCount);
 });
 
+test("a sealed layer of which a file is lost, as after a removal that a power loss undid in part, is made anew", async () => {
+  const plain = makePlainLayer(FILES);
+  for (const name of ["image", "tree"]) {
+    const root = newRoot();
+    const store = await openStore(root, plain, new MemoryFetcher(plain.blob));
+    const layer = await create(store, plain);
+    layer.startBackground();
+    await layer.whenComplete();
+    await stores.pop()![Symbol.asyncDispose]();
+    rmSync(join(root, "layers", String(layer.id), name));
+    const again = await openStore(root, plain, new MemoryFetcher(plain.blob));
+    assert.equal(again.findUsable(plain.identity, "lowest"), null);
+    const anew = await create(again, plain);
+    assert.notEqual(anew.id, layer.id);
+    await anew.tree();
+  }
+});
+
 test("a layer whose whole is not what its diffID says is not sealed", async () => {
   const plain = makePlainLayer(FILES, { diffID: sha256(Buffer.from("something else")) });
   const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));

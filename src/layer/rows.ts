@@ -80,6 +80,7 @@ const MIGRATIONS = [
      PRIMARY KEY (image, position)
    ) STRICT, WITHOUT ROWID;
    CREATE INDEX devices_by_data ON devices (data);`,
+  `CREATE INDEX layers_by_digest ON layers (digest);`,
 ] as const;
 
 type SqlRow = Record<string, string | number | null>;
@@ -90,6 +91,7 @@ export class LayerRows implements Disposable {
   readonly #insert: StatementSync;
   readonly #byKey: StatementSync;
   readonly #byId: StatementSync;
+  readonly #byDigest: StatementSync;
   readonly #all: StatementSync;
   readonly #setState: StatementSync;
   readonly #setFacts: StatementSync;
@@ -120,6 +122,7 @@ export class LayerRows implements Disposable {
     );
     this.#byKey = this.#db.prepare("SELECT * FROM layers WHERE key = ? AND state <> 'broken'");
     this.#byId = this.#db.prepare("SELECT * FROM layers WHERE id = ?");
+    this.#byDigest = this.#db.prepare("SELECT * FROM layers WHERE digest = ? ORDER BY id");
     this.#all = this.#db.prepare("SELECT * FROM layers ORDER BY id");
     this.#setState = this.#db.prepare("UPDATE layers SET state = ?, code = ?, reason = ?, boot_id = ? WHERE id = ?");
     this.#setFacts = this.#db.prepare(
@@ -159,6 +162,11 @@ export class LayerRows implements Disposable {
 
   get(id: number): LayerRow | null {
     return this.#read(this.#byId.get(id) as SqlRow | undefined);
+  }
+
+  /** All of one blob, in order of ids. */
+  ofDigest(digest: Digest): LayerRow[] {
+    return (this.#byDigest.all(digest) as SqlRow[]).map((row) => this.#read(row)!);
   }
 
   all(): LayerRow[] {

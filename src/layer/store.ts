@@ -153,19 +153,19 @@ export class LayerStore implements AsyncDisposable {
   findUsable(identity: LayerIdentity, role: LayerRole): LayerRow | null {
     const rank = (row: LayerRow) => USABLE.indexOf(row.state.t);
     const found = this.#rows
-      .all()
+      .ofDigest(identity.digest)
       .filter(
-        (row) =>
-          row.kind === "layer" && row.identity.digest === identity.digest && row.identity.diffID === identity.diffID,
-      )
-      .filter((row) => row.role === role && rank(row) >= 0);
+        (row) => row.kind === "layer" && row.identity.diffID === identity.diffID && row.role === role && rank(row) >= 0,
+      );
     return found.toSorted((a, b) => rank(a) - rank(b) || a.id - b.id)[0] ?? null;
   }
 
   /** Why a layer of that key that is still here broke, if it was its index that was wrong: another one of that key would break too. */
   indexFailure(key: LayerKey): string | null {
     const wanted = keyText(key);
-    const row = this.#rows.all().findLast((one) => one.state.t === "broken" && keyText(one) === wanted);
+    const row = this.#rows
+      .ofDigest(key.identity.digest)
+      .findLast((one) => one.state.t === "broken" && keyText(one) === wanted);
     return row?.state.t === "broken" && SERVED_WHEN_BROKEN.includes(row.state.code) ? row.state.reason : null;
   }
 
@@ -648,7 +648,10 @@ export class LayerStore implements AsyncDisposable {
           row.state satisfies never;
       }
       const shouldHaveFile = row.state.t !== "opening" && row.state.t !== "pulling" && row.state.t !== "broken";
-      if (shouldHaveFile && !this.#isLost(row) && !existsSync(this.#file(row.id, "image")))
+      // (a row that was removed may be back after a power loss, and its files in part)
+      const names =
+        row.state.t === "sealed" && row.kind !== "data" ? (["image", "tree"] as const) : (["image"] as const);
+      if (shouldHaveFile && !this.#isLost(row) && !names.every((name) => existsSync(this.#file(row.id, name))))
         become({ t: "broken", code: "HS_LAYER_BROKEN", reason: "its file is gone" });
     }
   }
