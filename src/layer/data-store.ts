@@ -150,7 +150,8 @@ export class DataStore {
       deviceOf[space] = layer;
       const set = new PieceSet(each);
       if (layer.dataFill !== null) layer.dataFill.watch(set);
-      else if (layer.isComplete) set.allThere();
+      // (lazy without anything to fill it: it was complete, and another image is about to add to it)
+      else if (layer.isComplete || layer.state.t === "lazy") set.allThere();
       else throw new HeadstartError("HS_LAYER_STATE", { what: `${layer.what} is ${layer.state.t}` });
       uses.push({ layer, set });
     });

@@ -2,12 +2,11 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import diagnostics from "node:diagnostics_channel";
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmSync, statSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, afterEach, test } from "node:test";
+import { after, afterEach, type TestContext, test } from "node:test";
 import { setTimeout } from "node:timers/promises";
 import { chunkInfos, decodedBootstrap, nydusBlob, nydusBootstrap } from "../../test/suites/golden-nydus.ts";
 import {
@@ -377,37 +376,52 @@ test("a complete data file that is to hold more keeps what it has when the proce
   assert.deepEqual(fetcher.calls, []);
 });
 
+/** Runs `work` after each sync of a file, with its path. */
+async function afterSyncs(t: TestContext, path: string, work: (synced: string) => Promise<void>): Promise<void> {
+  const handle = await open(path);
+  const handles = Object.getPrototypeOf(handle) as FileHandle;
+  await handle.close();
+  const { sync } = handles;
+  t.mock.method(handles, "sync", async function (this: FileHandle) {
+    const synced = readlinkSync(`/proc/self/fd/${this.fd}`);
+    await sync.call(this);
+    await work(synced);
+  });
+}
+
 test("what an image wants besides, and gets, while a data file is being synced is synced too before it counts as complete", async (t) => {
   const store = await openStore(newRoot(), new GoldenFetcher());
   const image = await create(store, "part", partOf(whole, inodesOf(0, 1)));
   const { layer } = image.devices[0]!;
-  const handle = await open(layer.path);
-  t.after(() => handle.close());
-  const handles = Object.getPrototypeOf(handle) as FileHandle;
-  const { sync } = handles;
-  let syncedAt = -1;
-  let isMore = false;
-  t.mock.method(handles, "sync", async function (this: FileHandle) {
-    const isData = readlinkSync(`/proc/self/fd/${this.fd}`) === layer.path;
-    if (isData) syncedAt = layer.statistics().unitsFilled;
-    await sync.call(this);
-    if (!isData || isMore) return;
-    isMore = true;
+  let syncs = 0;
+  let filledAfter = -1;
+  await afterSyncs(t, layer.path, async (synced) => {
+    if (synced !== layer.path || syncs++ > 0) return;
     const more = await create(store, "whole", whole);
     for (const { inode } of filesOf(whole.tree)) await contentOf(more, whole, inode);
+    filledAfter = layer.statistics().unitsFilled;
   });
-  let sealedAt = -1;
-  const onState = (message: unknown) => {
-    const { layer: id, to } = message as { layer: number; to: string };
-    if (id === layer.id && to === "sealed") sealedAt = layer.statistics().unitsFilled;
-  };
-  diagnostics.subscribe("headstart:layer:state", onState);
-  t.after(() => diagnostics.unsubscribe("headstart:layer:state", onState));
   await complete(image);
   await layer.whenIdle();
-  assert.equal(isMore, true);
-  assert.ok(sealedAt > 1);
-  assert.equal(syncedAt, sealedAt);
+  assert.ok(filledAfter > 1);
+  assert.equal(layer.state.t, "sealed");
+  assert.equal(syncs, 2);
+});
+
+test("an image over a complete data file can be opened while another one adds to that", async (t) => {
+  const root = newRoot();
+  const store = await openStore(root, new GoldenFetcher());
+  const small = await create(store, "small", partOf(whole, inodesOf(0, 40)));
+  await complete(small);
+  await small.close();
+  let reopened: LayerImage | null = null;
+  await afterSyncs(t, join(root, "layers.db"), async () => {
+    if (reopened === null && small.devices.some(({ layer }) => layer.state.t === "lazy"))
+      reopened = await store.get(small.id);
+  });
+  const image = await create(store, "whole", whole);
+  assert.equal((reopened as LayerImage | null)?.isComplete, true);
+  assert.equal(image.isComplete, false);
 });
 
 test("data files go when the last image that refers to them has gone", async () => {
