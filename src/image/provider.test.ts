@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
-import { copyFileSync, readlinkSync } from "node:fs";
-import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
+import { copyFileSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
+import { onSync } from "../../test/tools/syncs.ts";
 import type { Clock } from "../base/clock.ts";
 import { type Digest, sha256 } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
@@ -321,13 +322,9 @@ test("what a claim names survives a power loss from the claim on, so that no id 
   // what the disk has: the files as they were when they were last synced
   const disk = await mkdtemp(join(tmpdir(), "headstart-disk-"));
   parts.defer(() => rm(disk, { recursive: true, force: true }));
-  const handle = await open(join(store.root, "layers.db"));
-  parts.defer(() => handle.close());
-  const handles = Object.getPrototypeOf(handle) as FileHandle;
-  const { sync } = handles;
-  t.mock.method(handles, "sync", async function (this: FileHandle) {
-    await sync.call(this);
-    if (!readlinkSync(`/proc/self/fd/${this.fd}`).endsWith("-wal")) return;
+  await onSync(t, async (path, sync) => {
+    await sync();
+    if (!path.endsWith("-wal")) return;
     for (const name of ["layers.db", "layers.db-wal"]) copyFileSync(join(store.root, name), join(disk, name));
   });
   const { layer } = (await ask(0)) as { layer: number };

@@ -2,11 +2,10 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmSync, statSync } from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, afterEach, type TestContext, test } from "node:test";
+import { after, afterEach, test } from "node:test";
 import { setTimeout } from "node:timers/promises";
 import { chunkInfos, decodedBootstrap, nydusBlob, nydusBootstrap } from "../../test/suites/golden-nydus.ts";
 import {
@@ -20,6 +19,7 @@ import {
   mergedGolden,
   partOf,
 } from "../../test/suites/nydus-merged.ts";
+import { onSync } from "../../test/tools/syncs.ts";
 import { isHeadstartError } from "../base/errors.ts";
 import { ADDRESS_SPACE } from "../erofs/file-tree.ts";
 import type { MergedImage } from "../formats/format.ts";
@@ -376,27 +376,15 @@ test("a complete data file that is to hold more keeps what it has when the proce
   assert.deepEqual(fetcher.calls, []);
 });
 
-/** Runs `work` after each sync of a file, with its path. */
-async function afterSyncs(t: TestContext, path: string, work: (synced: string) => Promise<void>): Promise<void> {
-  const handle = await open(path);
-  const handles = Object.getPrototypeOf(handle) as FileHandle;
-  await handle.close();
-  const { sync } = handles;
-  t.mock.method(handles, "sync", async function (this: FileHandle) {
-    const synced = readlinkSync(`/proc/self/fd/${this.fd}`);
-    await sync.call(this);
-    await work(synced);
-  });
-}
-
 test("what an image wants besides, and gets, while a data file is being synced is synced too before it counts as complete", async (t) => {
   const store = await openStore(newRoot(), new GoldenFetcher());
   const image = await create(store, "part", partOf(whole, inodesOf(0, 1)));
   const { layer } = image.devices[0]!;
   let syncs = 0;
   let filledAfter = -1;
-  await afterSyncs(t, layer.path, async (synced) => {
-    if (synced !== layer.path || syncs++ > 0) return;
+  await onSync(t, async (path, sync) => {
+    await sync();
+    if (path !== layer.path || syncs++ > 0) return;
     const more = await create(store, "whole", whole);
     for (const { inode } of filesOf(whole.tree)) await contentOf(more, whole, inode);
     filledAfter = layer.statistics().unitsFilled;
@@ -409,13 +397,13 @@ test("what an image wants besides, and gets, while a data file is being synced i
 });
 
 test("an image over a complete data file can be opened while another one adds to that", async (t) => {
-  const root = newRoot();
-  const store = await openStore(root, new GoldenFetcher());
+  const store = await openStore(newRoot(), new GoldenFetcher());
   const small = await create(store, "small", partOf(whole, inodesOf(0, 40)));
   await complete(small);
   await small.close();
   let reopened: LayerImage | null = null;
-  await afterSyncs(t, join(root, "layers.db"), async () => {
+  await onSync(t, async (_path, sync) => {
+    await sync();
     if (reopened === null && small.devices.some(({ layer }) => layer.state.t === "lazy"))
       reopened = await store.get(small.id);
   });

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, afterEach, test } from "node:test";
 import { MemoryFetcher, makePlainLayer, noise, type PlainFile, type PlainLayer } from "../../test/fakes/plain-layer.ts";
+import { onSync } from "../../test/tools/syncs.ts";
 import { sha256 } from "../base/digest.ts";
 import { HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { BLOCK_SIZE } from "../erofs/placement.ts";
@@ -280,6 +281,36 @@ test("the background fill completes, verifies and seals a layer, which then need
   assert.equal(again.state.t, "sealed");
   for (let index = 0; index < FILES.length; index++) await assertFile(again, plain, index);
   assert.equal(fetcher.calls.length, plain.lazy.units.unitCount);
+});
+
+test("a layer that the disk does not take is broken, however it came: a second attempt to sync it would prove nothing", async (t) => {
+  const plain = makePlainLayer(FILES);
+  const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
+  const refused = new Set<string>();
+  await onSync(t, async (path, sync) => {
+    if (!path.endsWith("/image") || refused.has(path)) return await sync();
+    refused.add(path);
+    throw Object.assign(new Error("a test"), { code: "EIO" });
+  });
+  const lazy = await create(store, plain);
+  lazy.startBackground();
+  await assert.rejects(lazy.whenComplete(), (error) => isHeadstartError(error, "HS_LAYER_BROKEN"));
+  const identity = { ...plain.identity, mediaType: "application/vnd.oci.image.layer.v1.tar" };
+  const blob = {
+    digest: identity.digest,
+    size: identity.size,
+    async *stream() {
+      yield plain.blob;
+    },
+  };
+  const eager = await store.createEager({ identity, role: "lowest", blob, source: {} });
+  await eager.done;
+  await eager.layer.close();
+  assert.deepEqual(
+    store.list().map(({ state }) => state.t),
+    ["broken", "broken"],
+  );
+  assert.equal(store.findUsable(identity, "lowest"), null);
 });
 
 test("a sealed layer of which a file is lost, as after a removal that a power loss undid in part, is made anew", async () => {

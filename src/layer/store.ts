@@ -21,7 +21,7 @@ import { join } from "node:path";
 import { Bitmap } from "../base/bitmap.ts";
 import { type Clock, systemClock } from "../base/clock.ts";
 import { type Digest, sha256 } from "../base/digest.ts";
-import { describeError, type ErrorCode, HeadstartError, kindOf } from "../base/errors.ts";
+import { describeError, type ErrorCode, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
 import { failpoint } from "../base/failpoint.ts";
 import { makePrivateDirectory } from "../base/files.ts";
@@ -415,7 +415,11 @@ export class LayerStore implements AsyncDisposable {
   /** Makes a complete layer durable. Never throws: what is not synced is pulled again after a reboot, or synced by the next start. */
   async #sync(layer: LayerImage): Promise<void> {
     try {
-      await this.#makeDurable(layer);
+      await this.#makeDurable(layer).catch((error: unknown) => {
+        if (isHeadstartError(error, "HS_LAYER_BROKEN"))
+          layer.become({ t: "broken", code: error.code, reason: describeError(error) });
+        throw error;
+      });
       layer.become({ t: "sealed" });
       await this.#rows.sync();
     } catch (error) {
@@ -423,15 +427,21 @@ export class LayerStore implements AsyncDisposable {
     }
   }
 
-  /** What stays of a sealed layer is on disk when this resolves. In the thread pool: a large file may take seconds. */
+  /** What stays of a sealed layer is on disk when this resolves. In the thread pool: a large file may take seconds. Throws HS_LAYER_BROKEN when it cannot be written. */
   async #makeDurable(layer: LayerImage): Promise<void> {
     await chmod(layer.path, 0o400);
     const directory = this.#directory(layer.id);
     // a data file's log is believed as long as its row says that it is whole
     const beside = this.#file(layer.id, layer.kind === "data" ? "units" : "tree");
-    for (const path of [layer.path, beside, directory, join(this.root, "layers")]) {
-      await using file = await open(path, constants.O_RDONLY);
-      await file.sync();
+    try {
+      for (const path of [layer.path, beside, directory, join(this.root, "layers")]) {
+        await using file = await open(path, constants.O_RDONLY);
+        await file.sync();
+      }
+    } catch (cause) {
+      if ((cause as NodeJS.ErrnoException).code !== "EIO") throw cause;
+      // the kernel says so once and forgets the pages: a second attempt would succeed, and nobody knows what is in the file
+      throw new HeadstartError("HS_LAYER_BROKEN", { what: `${layer.what}: the disk does not take its file`, cause });
     }
   }
 
