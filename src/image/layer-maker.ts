@@ -234,6 +234,8 @@ export class LayerMaker {
   async #nydus(row: LayerRow): Promise<LayerImage> {
     const { store } = this.#options;
     const image = row.state.t === "opening" ? await this.#newNydus(row) : await this.#openedNydus(row);
+    // its own row too where a data file broke while it was open: one that lists that file never comes right
+    if (image?.state.t === "broken" && store.row(row.id)?.state.t !== "broken") image.become(image.state);
     if (image === null || image.state.t === "broken") {
       // its files are damaged: another takes its place, made anew; data files that are sound are shared again
       const { kind, identity, role, format, indexDigest, source } = row;

@@ -132,6 +132,23 @@ test("a Nydus image whose files are damaged is made anew under another id, which
   assert.notEqual(store.row(again.id), null);
 });
 
+test("a Nydus image of which a data file breaks is made anew over another one", async () => {
+  await using stack = new AsyncDisposableStack();
+  const { registry, store, provider, offers, ids } = await setUp(stack);
+  const image = storeNydusImage(registry, { repository: REPOSITORY, variant: VARIANT });
+  const claimed = ids(await offers(tagManifest(registry, REPOSITORY, image), image)).at(-1)!;
+  const [broken, ...sound] = (await provider.ready(claimed)).devices.map(({ layer }) => layer);
+  broken!.become({ t: "broken", code: "HS_LAYER_BROKEN", reason: "a test" });
+  const again = await provider.ready(claimed);
+  assert.notEqual(again.id, claimed);
+  const [other, ...same] = again.devices.map(({ layer }) => layer);
+  assert.deepEqual(same, sound);
+  await other!.ensure({ start: 0, end: 4096 });
+  await provider.collect(new Set([claimed]), async () => {});
+  assert.equal((await provider.ready(claimed)).id, again.id);
+  assert.equal(store.row(again.id)?.state.t, "sealed");
+});
+
 test("two images over one blob have one data file, which goes with the last of them", async () => {
   await using stack = new AsyncDisposableStack();
   const { registry, store, provider, offers, ids } = await setUp(stack);
