@@ -5,6 +5,7 @@
 
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
+import { systemClock } from "../base/clock.ts";
 import { isUnder, readMountInfo } from "../linux/mountinfo.ts";
 
 /** The mount points at or below `directory`, in the order of mounting. */
@@ -33,6 +34,18 @@ export function takeInventory(marks: readonly string[]): Set<string> {
   const named = marks.map(cgroupNameOf);
   for (const path of cgroups()) if (named.some((name) => path.includes(name))) found.add(`cgroup ${path}`);
   return found;
+}
+
+/** A process that was told to end, and the mount that it held, may take a moment on a busy machine; what is really left stays. */
+const ENDING_MS = 15_000;
+const POLL_MS = 50;
+
+/** What was not there before, and is still there after a while. */
+export async function leftBehind(before: ReadonlySet<string>, marks: readonly string[]): Promise<string[]> {
+  for (const deadline = systemClock.monotonic() + ENDING_MS; ; await systemClock.sleep(POLL_MS)) {
+    const left = leftSince(before, marks);
+    if (left.length === 0 || systemClock.monotonic() > deadline) return left;
+  }
 }
 
 /** What is there now and was not before. */

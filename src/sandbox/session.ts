@@ -19,7 +19,7 @@ import type { Platform } from "../oci/platform.ts";
 import { formatReference, type ImageSource, parseSource } from "../oci/reference.ts";
 import type { BlobSizes, ImageReader } from "../oci/store.ts";
 import type { Figures } from "./figures.ts";
-import { leftSince, takeInventory } from "./inventory.ts";
+import { leftBehind, takeInventory } from "./inventory.ts";
 import { Meter, type MeterOptions } from "./meter.ts";
 import type { Say } from "./packages.ts";
 import { PAUSE_NAME, writePauseImage } from "./pause.ts";
@@ -132,7 +132,7 @@ export class Session implements AsyncDisposable {
   /** Ends everything. Throws HS_INTERNAL when something is left mounted or running. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#parts.disposeAsync();
-    const left = leftSince(this.#before, [this.root]);
+    const left = await leftBehind(this.#before, [this.root]);
     if (left.length > 0) throw new HeadstartError("HS_INTERNAL", { what: `left behind: ${left.join(", ")}` });
   }
 }

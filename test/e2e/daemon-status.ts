@@ -35,7 +35,7 @@ export async function image(node: SandboxNode, reference: string): Promise<Image
 }
 
 /** Waits until every layer is whole, verified and on disk. */
-export async function allSealed(node: SandboxNode, timeoutMs = 60_000): Promise<readonly LayerLine[]> {
+export async function allSealed(node: SandboxNode, timeoutMs = 120_000): Promise<readonly LayerLine[]> {
   const deadline = Date.now() + timeoutMs;
   for (;;) {
     const lines = await layers(node);
@@ -60,7 +60,7 @@ export function layerMounts(node: SandboxNode): { overFuse: string[]; native: st
 export async function newServer(node: SandboxNode, end: () => void): Promise<void> {
   const before = node.headstart.serverPid;
   end();
-  for (const deadline = Date.now() + 30_000; ; await sleep(20)) {
+  for (const deadline = Date.now() + 60_000; ; await sleep(20)) {
     assert.ok(Date.now() < deadline, node.headstart.tail);
     try {
       if (node.headstart.serverPid === before) continue;

@@ -25,7 +25,7 @@ import {
 import { kernelLinesApart } from "../tools/kernel-lines.ts";
 import { MountPlace } from "./mount-place.ts";
 
-const options = { skip: process.getuid?.() !== 0 && "needs root", timeout: 90_000 };
+const options = { skip: process.getuid?.() !== 0 && "needs root", timeout: 150_000 };
 const BOOT = "11111111-2222-3333-4444-555555555555";
 const VARIANTS = ["v6-zstd-1m", "v6-lz4-64k-sha256", "v6-zstd-1m-batch", "v6-zran-multi", "v6-chunkdict"];
 

@@ -137,11 +137,12 @@ test("full during an eager pull: a clear error, nothing left of the layer, and t
 });
 
 test("full during a fill: EIO and never wrong bytes; with room the same container reads on, and the layer is completed", async () => {
-  // the background fill shall not be done before the disk is full
-  await using at = await start({ bytesPerSecond: 4 * MiB });
+  await using at = await start({ bytesPerSecond: 16 * MiB });
   const { place, disk, node, pod } = at;
   const { layer, printed } = bigLayer(2);
-  const { reference } = place.image("full/lazy", [indexed(layer, 262_144)]);
+  const { reference } = place.image("full/lazy", [indexed(layer, 1_048_576)]);
+  // the background fill shall not be done before the disk is full, however slow the machine is
+  place.registry.limit(MiB);
   await node.cri.pull(reference);
   const container = await node.cri.createContainer(pod, {
     name: "c",
@@ -149,7 +150,9 @@ test("full during a fill: EIO and never wrong bytes; with room the same containe
     command: ["/bin/sleep", "999"],
   });
   await node.cri.startContainer(container);
+  place.registry.limit(MiB / 16);
   await disk.fill(3 * MiB);
+  place.registry.limit(4 * MiB);
   const failed = await node.cri.exec(container, ["/bin/sh", "-c", READ]);
   assert.match(failed.stderr, /I\/O error|Input\/output error|No space/);
   assert.match(readFileSync(node.headstart.places.log, "utf8"), /fuse:fault-failed.*HS_DISK_FULL/);

@@ -10,7 +10,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
-import { leftSince, takeInventory } from "../../src/sandbox/inventory.ts";
+import { leftBehind, takeInventory } from "../../src/sandbox/inventory.ts";
 import { execute } from "../../src/sandbox/process.ts";
 import { pushImage } from "../../src/sandbox/push.ts";
 import { AwsServer } from "../aws/server.ts";
@@ -304,7 +304,7 @@ export class DocsPlace implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#stack.disposeAsync();
-    assert.deepEqual(leftSince(this.#before, [this.#root]), []);
+    assert.deepEqual(await leftBehind(this.#before, [this.#root]), []);
     rmSync(this.#root, { recursive: true, force: true });
   }
 }

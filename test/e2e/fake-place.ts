@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type CriPod, readCriLog } from "../../src/sandbox/cri-client.ts";
 import { layerOf } from "../../src/sandbox/image-builder.ts";
-import { leftSince, takeInventory } from "../../src/sandbox/inventory.ts";
+import { leftBehind, takeInventory } from "../../src/sandbox/inventory.ts";
 import { type NodeOptions, SandboxNode } from "../../src/sandbox/node.ts";
 import { busyboxEntries, PAUSE_NAME } from "../../src/sandbox/pause.ts";
 import { shellLayer } from "../build-image.ts";
@@ -84,9 +84,9 @@ export class FakePlace implements AsyncDisposable {
     return registry;
   }
 
-  /** Repeats `check` until it passes or half a minute is over. */
+  /** Repeats `check` until it passes or a minute is over. */
   async eventually(check: () => Promise<void>): Promise<void> {
-    const deadline = Date.now() + 30_000;
+    const deadline = Date.now() + 60_000;
     for (;;) {
       try {
         return await check();
@@ -104,7 +104,7 @@ export class FakePlace implements AsyncDisposable {
   /** Ends everything, and fails if something is left of it. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#stack.disposeAsync();
-    assert.deepEqual(leftSince(this.#before, [this.root]), []);
+    assert.deepEqual(await leftBehind(this.#before, [this.root]), []);
     await rm(this.root, { recursive: true, force: true });
   }
 }

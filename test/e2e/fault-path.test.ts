@@ -7,7 +7,7 @@ import { fuseWaiting } from "../../src/linux/fusectl.ts";
 import { findMount, readMountInfo } from "../../src/linux/mountinfo.ts";
 import { FILES, FusePlace, until } from "./fuse-place.ts";
 
-const options = { skip: process.getuid?.() !== 0 && "needs root", timeout: 60_000 };
+const options = { skip: process.getuid?.() !== 0 && "needs root", timeout: 150_000 };
 
 test(
   "EROFS mounted over FUSE as a file, not through a loop device, gives the image's bytes; what is filled is not asked for again",
@@ -25,7 +25,7 @@ test(
     assert.equal(readFileSync(join(place.state, "fuse", "1.erofs")).byteLength % 4096, 0);
     await until(async () => Number((await place.statistics()).reads) > 0);
     assert.ok(faults > 0);
-    assert.equal(place.waiting, 0);
+    await place.nothingWaits();
   },
 );
 
@@ -41,7 +41,7 @@ for (const journalOnly of [false, true]) {
     await until(async () => place.faults > faults);
     process.kill(place.serverPid, "SIGKILL");
     assert.equal(await read, "same");
-    assert.equal(place.waiting, 0);
+    await place.nothingWaits();
     assert.equal((await place.statistics()).recovery, journalOnly ? "replayed" : "resent");
   });
 
@@ -60,7 +60,7 @@ for (const journalOnly of [false, true]) {
     }
     place.set("delay", null);
     assert.deepEqual(new Set(await Promise.all(reads)), new Set(["same"]));
-    assert.equal(place.waiting, 0);
+    await place.nothingWaits();
     await nothingStuck();
   });
 }
@@ -85,7 +85,7 @@ for (const journalOnly of [false, true]) {
       await place.ready(pid);
       assert.equal(await place.compare("f51"), "same");
       await until(async () => !existsSync(`/proc/${pid}`));
-      assert.equal(place.waiting, 0);
+      await place.nothingWaits();
     },
   );
 }
@@ -123,7 +123,7 @@ test("a failed fill is EIO for that read only: the next one succeeds", options, 
   assert.match(await place.compare("f3"), /Input\/output error/);
   place.set("fail", null);
   assert.equal(await place.compare("f3"), "same");
-  assert.equal(place.waiting, 0);
+  await place.nothingWaits();
 });
 
 test("a read that waits beyond the deadline fails with EIO, and succeeds later", options, async () => {
@@ -133,7 +133,7 @@ test("a read that waits beyond the deadline fails with EIO, and succeeds later",
   place.set("delay", "600000");
   const start = performance.now();
   assert.match(await place.compare("f9"), /Input\/output error/);
-  assert.ok(performance.now() - start < 10_000);
+  assert.ok(performance.now() - start < 60_000);
   place.set("delay", null);
   assert.equal(await place.compare("f9"), "same");
 });
@@ -154,7 +154,7 @@ test("a loop device over the FUSE file works the same: bytes, kill, error", opti
   assert.match(await place.compare("f20"), /Input\/output error/);
   place.set("fail", null);
   assert.equal(await place.compare("f20"), "same");
-  assert.equal(place.waiting, 0);
+  await place.nothingWaits();
 });
 
 test("SIGHUP replaces the server under load: no read fails", options, async () => {
@@ -213,7 +213,6 @@ test("teardown leaves no mount, also with a read that nobody will answer", optio
   await until(async () => fuseWaiting(minor) === null);
 });
 
-/** Processes in uninterruptible sleep that read below a temporary directory of these tests. */
 /** A server that reads from its disk is in state D for a moment, too: stuck is what stays there. */
 async function nothingStuck(): Promise<void> {
   await until(
@@ -222,6 +221,7 @@ async function nothingStuck(): Promise<void> {
   );
 }
 
+/** Processes in uninterruptible sleep that read below a temporary directory of these tests. */
 function stuck(): number {
   return readdirSync("/proc").filter((pid) => {
     if (!/^\d+$/.test(pid)) return false;

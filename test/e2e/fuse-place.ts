@@ -129,9 +129,13 @@ export class FusePlace implements AsyncDisposable {
     await mountAsync({ source: device.path, target, type: "erofs", flags: LAYER_FLAGS });
   }
 
-  /** Requests that the kernel still waits for. */
-  get waiting(): number | null {
-    return fuseWaiting(findMount(readMountInfo(), join(this.state, "fuse"))!.minor);
+  /** Nothing waits for an answer any more. Read-ahead may outlast the read that caused it; a request that was lost waits for ever. */
+  async nothingWaits(): Promise<void> {
+    const { minor } = findMount(readMountInfo(), join(this.state, "fuse"))!;
+    await until(
+      async () => fuseWaiting(minor) === 0,
+      () => `${fuseWaiting(minor)} requests wait for an answer`,
+    );
   }
 
   async statistics(): Promise<Record<string, unknown>> {
@@ -180,7 +184,7 @@ export async function until(
   condition: () => Promise<boolean>,
   why: () => string = () => "waited for too long",
 ): Promise<void> {
-  const deadline = performance.now() + 15_000;
+  const deadline = performance.now() + 45_000;
   while (!(await condition())) {
     if (performance.now() > deadline) throw new Error(why());
     await sleep(10);

@@ -18,7 +18,7 @@ import { layerOfNodeid, type MountableLayer } from "../../src/mount/layers.ts";
 import { teardown } from "../../src/mount/teardown.ts";
 import { MountPlace } from "./mount-place.ts";
 
-const options = { skip: process.getuid?.() !== 0 && "needs root", timeout: 60_000 };
+const options = { skip: process.getuid?.() !== 0 && "needs root", timeout: 150_000 };
 const TIMES = { mtimeSeconds: 1_700_000_000, mtimeNanoseconds: 0 };
 const TEXT = "from the layer\n";
 

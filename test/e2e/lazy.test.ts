@@ -21,8 +21,12 @@ import { pythonImage, pythonWorkload, redisImage, redisWorkload } from "./worklo
 /** Slow enough that a start is over long before the image has come. */
 const CAP = { bytesPerSecond: 10_000_000 };
 const LAZY = { policy: "bound" } as const;
+/** What was fetched before ready is then what the start asked for, also on a machine that takes several times as long for it. */
+const SLOW_BACKGROUND = { ...LAZY, config: { fetch: { bandwidth_bytes_per_second: 1_000_000 } } } as const;
 /** What a lazy start may have fetched when it is ready. */
 const SHARE_MAX = 0.6;
+/** The same where the background takes what the cap leaves. */
+const SHARE_MAX_WITH_BACKGROUND = 0.9;
 
 /** A place whose registry has these images with an index that their manifest binds; references by name. */
 async function lazyPlace(names: readonly ("python" | "redis")[]) {
@@ -38,10 +42,10 @@ async function lazyPlace(names: readonly ("python" | "redis")[]) {
   return { place, references };
 }
 
-function assertLazy(t: TestContext, fetched: Metered, imageBytes: number): void {
+function assertLazy(t: TestContext, fetched: Metered, imageBytes: number, shareMax = SHARE_MAX): void {
   const share = fetched.bytes / imageBytes;
   t.diagnostic(`${fetched.bytes} of ${imageBytes} bytes before ready (${Math.round(share * 100)} %)`);
-  assert.ok(share < SHARE_MAX, `${Math.round(share * 100)} % of the image was fetched before ready`);
+  assert.ok(share < shareMax, `${Math.round(share * 100)} % of the image was fetched before ready`);
 }
 
 for (const version of CONTAINERD_VERSIONS) {
@@ -50,7 +54,7 @@ for (const version of CONTAINERD_VERSIONS) {
     await using _place = place;
     const image = references.python!;
     const imageBytes = await place.imageBytes("python", "soci");
-    const node = await place.node({ version, headstart: LAZY });
+    const node = await place.node({ version, headstart: SLOW_BACKGROUND });
     const pod = await node.cri.runPod("python");
     const mark = place.meter.mark();
     const started = await startWorkload(node.cri, pod, pythonWorkload(image));
@@ -70,7 +74,7 @@ test("ctr of containerd 2.1 starts python3 lazily, through the transfer service"
   await using _place = place;
   const image = references.python!;
   const imageBytes = await place.imageBytes("python", "soci");
-  const { ctr } = await place.node({ version: "2.1.9", headstart: LAZY });
+  const { ctr } = await place.node({ version: "2.1.9", headstart: SLOW_BACKGROUND });
   const mark = place.meter.mark();
   await ctr.pull(image, { snapshotter: "headstart" });
   const command = ["/usr/bin/python3", "/app/main.py"];
@@ -98,7 +102,8 @@ test("a redis server answers lazily, and a layer that it shares with python is f
   const pod = await node.cri.runPod("both");
   const mark = place.meter.mark();
   await startWorkload(node.cri, pod, await redisWorkload(redis!));
-  assertLazy(t, place.meter.since(mark), await place.imageBytes("redis", "soci"));
+  const fetched = place.meter.since(mark);
+  assertLazy(t, fetched, await place.imageBytes("redis", "soci"), SHARE_MAX_WITH_BACKGROUND);
   await startWorkload(node.cri, pod, pythonWorkload(python!));
   place.meter.limit({});
   await allSealed(node);

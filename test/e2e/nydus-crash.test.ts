@@ -18,7 +18,7 @@ const SLEEP = "/busybox-of-the-node sleep 1000";
 
 /** containerd's connection to a daemon that was away is mended with a back-off of up to three seconds. */
 async function patiently<T>(work: () => Promise<T>): Promise<T> {
-  for (const deadline = Date.now() + 20_000; ; await sleep(200)) {
+  for (const deadline = Date.now() + 60_000; ; await sleep(200)) {
     try {
       return await work();
     } catch (error) {

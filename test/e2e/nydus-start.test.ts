@@ -17,6 +17,8 @@ import { headstart, Place } from "./place.ts";
 import { pythonImage, pythonWorkload } from "./workloads.ts";
 
 const CAP = { bytesPerSecond: 10_000_000 };
+/** What was fetched before ready is then what the start asked for, also on a machine that takes several times as long for it. */
+const SLOW_BACKGROUND = { fetch: { bandwidth_bytes_per_second: 1_000_000 } };
 const SHARE_MAX = 0.6;
 
 /** A registry that has the python image and a Nydus form of it; references at the meter. */
@@ -82,7 +84,11 @@ test("each containerd starts python3 lazily from a native Nydus image by CRI; ct
   for (const version of CONTAINERD_VERSIONS) {
     await t.test(version, async (sub) => {
       place.meter.limit(CAP);
-      await using node = await place.node({ version, headstart: { policy: "bound" }, name: version });
+      await using node = await place.node({
+        version,
+        headstart: { policy: "bound", config: SLOW_BACKGROUND },
+        name: version,
+      });
       const started = { place, node, image, plain };
       const pod = await node.cri.runPod("python");
       const mark = place.meter.mark();
@@ -99,7 +105,11 @@ test("each containerd starts python3 lazily from a native Nydus image by CRI; ct
   }
   await t.test("ctr of 2.1.9", async (sub) => {
     place.meter.limit(CAP);
-    await using node = await place.node({ version: "2.1.9", headstart: { policy: "bound" }, name: "ctr" });
+    await using node = await place.node({
+      version: "2.1.9",
+      headstart: { policy: "bound", config: SLOW_BACKGROUND },
+      name: "ctr",
+    });
     const mark = place.meter.mark();
     await node.ctr.pull(image, { snapshotter: "headstart" });
     const command = ["/usr/bin/python3", "/app/main.py"];
@@ -112,7 +122,7 @@ test("each containerd starts python3 lazily from a native Nydus image by CRI; ct
 test("an index with the unmodified image and its Nydus form over the same layers starts lazily where policy trusts it", async (t) => {
   const { place, image, plain, imageBytes } = await nydusPlace(["--to", "nydus-ref", "--merge-index"]);
   await using _place = place;
-  const node = await place.node({ version: "1.7.24", headstart: { policy: "referrers" } });
+  const node = await place.node({ version: "1.7.24", headstart: { policy: "referrers", config: SLOW_BACKGROUND } });
   const pod = await node.cri.runPod("python");
   const mark = place.meter.mark();
   await startWorkload(node.cri, pod, pythonWorkload(image));

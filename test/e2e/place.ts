@@ -8,7 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { loadImage } from "../../src/oci/manifest.ts";
 import { openSource } from "../../src/oci/open.ts";
 import { parseSource } from "../../src/oci/reference.ts";
-import { leftSince, takeInventory } from "../../src/sandbox/inventory.ts";
+import { leftBehind, takeInventory } from "../../src/sandbox/inventory.ts";
 import { Meter, type MeterOptions } from "../../src/sandbox/meter.ts";
 import { type NodeOptions, SandboxNode } from "../../src/sandbox/node.ts";
 import { PAUSE_NAME, writePauseImage } from "../../src/sandbox/pause.ts";
@@ -78,9 +78,9 @@ export class Place implements AsyncDisposable {
     return layers.reduce((sum, layer) => sum + layer.size, configDescriptor.size);
   }
 
-  /** Repeats `check` until it passes or half a minute is over. */
+  /** Repeats `check` until it passes or a minute is over. */
   async eventually(check: () => Promise<void>): Promise<void> {
-    const deadline = Date.now() + 30_000;
+    const deadline = Date.now() + 60_000;
     for (;;) {
       try {
         return await check();
@@ -111,7 +111,7 @@ export class Place implements AsyncDisposable {
   /** Ends everything, and fails if something is left of it. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#stack.disposeAsync();
-    assert.deepEqual(leftSince(this.#before, [this.root]), []);
+    assert.deepEqual(await leftBehind(this.#before, [this.root]), []);
     await rm(this.root, { recursive: true, force: true });
   }
 }

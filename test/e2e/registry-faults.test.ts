@@ -21,7 +21,7 @@ import { FakePlace, runShell } from "./fake-place.ts";
 
 const PARALLEL = 8;
 /** Longer than the transport waits for a silent body. */
-const DEMAND_SECONDS = 18;
+const DEMAND_SECONDS = 25;
 /** More than anybody asks for. */
 const ALWAYS = 100_000;
 

@@ -141,9 +141,9 @@ test("containerd 2.1.9: ctr claims through the transfer service, in a second nam
 });
 
 async function waitUntil(condition: () => boolean): Promise<void> {
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + 60_000;
   while (!condition()) {
-    assert.ok(Date.now() < deadline, "not within 20 s");
+    assert.ok(Date.now() < deadline, "not within a minute");
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }

@@ -43,17 +43,17 @@ export interface FaultRule {
 
 /** Shares a rate among all answers of a server. */
 export class Pace {
-  readonly #bytesPerSecond: number;
+  bytesPerSecond: number;
   #freeAt = 0;
 
   constructor(bytesPerSecond: number) {
-    this.#bytesPerSecond = bytesPerSecond;
+    this.bytesPerSecond = bytesPerSecond;
   }
 
   async take(bytes: number): Promise<void> {
     const now = performance.now();
     const start = Math.max(now, this.#freeAt);
-    this.#freeAt = start + (bytes / this.#bytesPerSecond) * 1000;
+    this.#freeAt = start + (bytes / this.bytesPerSecond) * 1000;
     if (this.#freeAt - now > 2) await sleep(this.#freeAt - now);
   }
 }

@@ -109,6 +109,11 @@ export class FakeRegistry implements AsyncDisposable {
     this.faults.push(...rules);
   }
 
+  /** Changes the rate, of answers under way too. Only where there was one from the start. */
+  limit(bytesPerSecond: number): void {
+    this.#pace!.bytesPerSecond = bytesPerSecond;
+  }
+
   /** Signed URLs given so far answer 403 from now on. */
   expireSignedUrls(): void {
     for (const signed of this.#signed.values()) signed.expiresAt = 0;
