@@ -9,7 +9,7 @@
 
 import { closeSync, constants, fsyncSync, ftruncateSync, openSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { Bitmap } from "../base/bitmap.ts";
 import type { Digest } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
@@ -78,6 +78,7 @@ export async function makeData(request: MakeDataRequest): Promise<PreparedData> 
   await writeDataTable(join(directory, "index"), table);
   await writeKnownDigests(join(directory, "digests"), known);
   makeHoles(directory, prepared.size);
+  fsyncDirectory(dirname(directory));
   return prepared;
 }
 
@@ -119,6 +120,7 @@ export async function makeImage(request: MakeImageRequest): Promise<{ imageSize:
     closeSync(image);
   }
   fsyncDirectory(directory);
+  fsyncDirectory(dirname(directory));
   return { imageSize: layout.size, inodeCount: merged.tree.inodeCount };
 }
 
