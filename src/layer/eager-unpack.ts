@@ -43,18 +43,24 @@ export interface Unpacked {
  */
 export async function unpackLayer(request: UnpackRequest, stored: AsyncIterable<Uint8Array>): Promise<Unpacked> {
   const fd = openSync(request.path, constants.O_RDWR | constants.O_CREAT | constants.O_TRUNC, 0o600);
+  const writer = new EagerWriter(fd);
   try {
-    return await unpackTo(fd, request, stored);
+    return await unpackTo(fd, writer, request, stored);
   } finally {
+    await writer.settled();
     closeSync(fd);
   }
 }
 
-async function unpackTo(fd: number, request: UnpackRequest, stored: AsyncIterable<Uint8Array>): Promise<Unpacked> {
+async function unpackTo(
+  fd: number,
+  writer: EagerWriter,
+  request: UnpackRequest,
+  stored: AsyncIterable<Uint8Array>,
+): Promise<Unpacked> {
   const { identity, role } = request;
   const blobHash = createHash(digestAlgorithm(identity.digest));
   const diffHash = createHash(digestAlgorithm(identity.diffID));
-  const writer = new EagerWriter(fd);
   const builder = new LayerTreeBuilder(role, identity.digest);
   const reader = new TarReader(
     {
@@ -86,13 +92,14 @@ async function unpackTo(fd: number, request: UnpackRequest, stored: AsyncIterabl
       failure = error;
       if (!(error instanceof HeadstartError)) throw error;
     }
+    await writer.ready();
   }
   compare(blobHash, identity.digest, "HS_DIGEST_MISMATCH", `blob of layer ${identity.digest}`);
   if (failure !== undefined) throw failure;
   decoder.finish();
   reader.finish();
   compare(diffHash, identity.diffID, "HS_DIFFID_MISMATCH", `tar stream of layer ${identity.digest}`);
-  writer.flush();
+  await writer.finish();
   const tree = builder.finish();
   const places = writer.placesOf(tree);
   const layout = layoutEager(tree, places, writer.dataEnd, { uuid: request.uuid });

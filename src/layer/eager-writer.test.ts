@@ -26,10 +26,10 @@ const files = fc.array(
   { minLength: 1, maxLength: 12 },
 );
 
-test("files of a stream, sparse ones too, lie where the tree's segments say, and all else is zeros", () => {
+test("files of a stream, sparse ones too, lie where the tree's segments say, and all else is zeros", async () => {
   const path = join(tmpdir(), `eager-writer-test-${process.pid}`);
-  fc.assert(
-    fc.property(files, fc.integer({ min: 1, max: 70_000 }), (wanted, chunkBytes) => {
+  await fc.assert(
+    fc.asyncProperty(files, fc.integer({ min: 1, max: 70_000 }), async (wanted, chunkBytes) => {
       const fd = openSync(path, "w+");
       try {
         const writer = new EagerWriter(fd);
@@ -59,6 +59,7 @@ test("files of a stream, sparse ones too, lie where the tree's segments say, and
           if (stored.byteLength > 0) writer.begin({ address, size, pieces: sparse === null ? null : map });
           for (let from = 0; from < stored.byteLength; from += chunkBytes)
             writer.data(stored.subarray(from, from + chunkBytes));
+          if (index % 2 === 1) await writer.ready();
           builder.addName(
             0,
             Buffer.from(`${index}`),
@@ -67,7 +68,7 @@ test("files of a stream, sparse ones too, lie where the tree's segments say, and
           contents.push(content);
           address += Math.ceil(stored.byteLength / 512) * 512 + 512;
         }
-        writer.flush();
+        await writer.finish();
         const tree = builder.finish();
         const places = writer.placesOf(tree);
         const layout = layoutEager(tree, places, writer.dataEnd, { uuid: new Uint8Array(16) });
@@ -88,4 +89,29 @@ test("files of a stream, sparse ones too, lie where the tree's segments say, and
     { numRuns: 50, interruptAfterTimeLimit: 10_000 },
   );
   rmSync(path, { force: true });
+});
+
+test("a write that fails is what the writer throws from then on, and nothing is under way once it has settled", async () => {
+  const path = join(tmpdir(), `eager-writer-test-${process.pid}`);
+  const fd = openSync(path, "w+");
+  const readOnly = openSync(path, "r");
+  try {
+    const writer = new EagerWriter(readOnly);
+    writer.begin({ address: 512, size: 20_000_000, pieces: null });
+    // more than all buffers hold: some of it is written at once
+    assert.throws(() => writer.data(noise(20_000_000, 1)), { code: "EBADF" });
+    await assert.rejects(writer.ready(), { code: "EBADF" });
+    await assert.rejects(writer.finish(), { code: "EBADF" });
+    await writer.settled();
+
+    const short = new EagerWriter(readOnly);
+    short.begin({ address: 512, size: 5000, pieces: null });
+    short.data(noise(5000, 1));
+    await assert.rejects(short.finish(), { code: "EBADF" });
+    await short.settled();
+  } finally {
+    closeSync(readOnly);
+    closeSync(fd);
+    rmSync(path, { force: true });
+  }
 });

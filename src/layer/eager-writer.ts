@@ -6,12 +6,14 @@
  */
 
 import { failpoint } from "../base/failpoint.ts";
-import { writeFully } from "../base/files.ts";
 import { alignUp, lastAtMost } from "../base/ranges.ts";
 import { type FileTree, FileType } from "../erofs/file-tree.ts";
 import { BLOCK_SIZE } from "../erofs/placement.ts";
+import { WriteBehind } from "./write-behind.ts";
 
-const BUFFER_BYTES = 4 * 1024 * 1024;
+const BUFFER_BYTES = 2 * 1024 * 1024;
+/** One is filled, the others are being written. */
+const BUFFERS = 3;
 
 export interface StoredPiece {
   /** Byte offset in the file. */
@@ -20,8 +22,8 @@ export interface StoredPiece {
 }
 
 export class EagerWriter {
-  readonly #fd: number;
-  readonly #buffer = new Uint8Array(BUFFER_BYTES);
+  readonly #writes: WriteBehind;
+  #buffer: Uint8Array;
   #bufferStart = BLOCK_SIZE;
   #bufferLength = 0;
   #dataEnd = BLOCK_SIZE;
@@ -37,7 +39,8 @@ export class EagerWriter {
   #done = 0;
 
   constructor(fd: number) {
-    this.#fd = fd;
+    this.#writes = new WriteBehind(fd, { bytes: BUFFER_BYTES, count: BUFFERS });
+    this.#buffer = this.#writes.first();
   }
 
   /** First byte behind all data, on a block. */
@@ -78,11 +81,20 @@ export class EagerWriter {
     }
   }
 
-  /** Writes what is gathered. */
-  flush(): void {
-    if (this.#bufferLength > 0) this.#write(this.#buffer.subarray(0, this.#bufferLength), this.#bufferStart);
-    this.#bufferStart += this.#bufferLength;
-    this.#bufferLength = 0;
+  /** To be awaited now and then, with no more than some MiB of data between: writing may be slower than what gives the data. Throws what a write said. */
+  async ready(): Promise<void> {
+    await this.#writes.ready();
+  }
+
+  /** Resolves when all data are written. Throws what a write said. */
+  async finish(): Promise<void> {
+    this.#flush();
+    await this.#writes.done();
+  }
+
+  /** Resolves when no write is under way any more: the file may be closed. */
+  async settled(): Promise<void> {
+    await this.#writes.settled();
   }
 
   /** Where each inode's data lie, -1 for none: `layoutEager` takes it. Files that are all hole get room at the end. */
@@ -110,7 +122,7 @@ export class EagerWriter {
         this.#buffer.fill(0, this.#bufferLength, this.#bufferLength + gap);
         this.#bufferLength += gap;
       } else {
-        this.flush();
+        this.#flush();
         this.#bufferStart = offset;
       }
     }
@@ -120,12 +132,15 @@ export class EagerWriter {
       this.#buffer.set(bytes.subarray(position, position + count), this.#bufferLength);
       this.#bufferLength += count;
       position += count;
-      if (this.#bufferLength === BUFFER_BYTES) this.flush();
+      if (this.#bufferLength === BUFFER_BYTES) this.#flush();
     }
   }
 
-  #write(bytes: Uint8Array, offset: number): void {
+  #flush(): void {
+    if (this.#bufferLength === 0) return;
     failpoint("layer:eager-write");
-    writeFully(this.#fd, bytes, offset);
+    this.#buffer = this.#writes.write(this.#buffer, this.#bufferLength, this.#bufferStart);
+    this.#bufferStart += this.#bufferLength;
+    this.#bufferLength = 0;
   }
 }
