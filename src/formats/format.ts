@@ -59,7 +59,7 @@ export interface DecodeTable {
 /** Decodes units of one layer in a worker thread. Synchronous: a worker does one unit at a time. */
 export interface UnitDecoder {
   /**
-   * The decoded bytes of `unit`, exactly unitDecodedLength[unit] of them (a view that is valid until the next call). `stored` is the verified
+   * The decoded bytes of `unit`, exactly unitDecodedLength[unit] of them (a view that is valid until a decoder of this thread is called again). `stored` is the verified
    * stored range. Throws HS_UNIT_DECODE when the bytes do not decode to that length, and for other formats' own reasons.
    */
   decode(unit: number, stored: Uint8Array): Uint8Array;

@@ -12,8 +12,8 @@ import type { Unpacked, UnpackRequest } from "./eager-unpack.ts";
 import type { BlobStream } from "./interfaces.ts";
 import type { LayerWorkers } from "./jobs.ts";
 
-/** Compressed bytes between network and thread: some hundred milliseconds of a fast link. */
-const RING_BYTES = 8 * MiB;
+/** Compressed bytes between network and thread: some tens of milliseconds of a fast link. */
+const RING_BYTES = 4 * MiB;
 /** Breaks without one byte of progress between them before a pull is given up. */
 const BREAKS_MAX = 6;
 const PAUSE_MS_FIRST = 500;

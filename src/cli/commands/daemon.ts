@@ -4,6 +4,7 @@ import type { Command } from "commander";
 import { HeadstartError } from "../../base/errors.ts";
 import { programPath } from "../../base/project.ts";
 import { loadConfig, printConfig } from "../../daemon/config.ts";
+import { SERVER_NODE_FLAGS } from "../../daemon/node-flags.ts";
 
 export const DEFAULT_CONFIG = "/etc/headstart/config.toml";
 
@@ -84,7 +85,14 @@ Examples:
       ];
       const args = options.teardown
         ? [...base, "--teardown", ...(options.force ? ["--force"] : [])]
-        : [...base, "--", process.execPath, ...server, ...(file.explicit ? ["--explicit-config"] : [])];
+        : [
+            ...base,
+            "--",
+            process.execPath,
+            ...SERVER_NODE_FLAGS,
+            ...server,
+            ...(file.explicit ? ["--explicit-config"] : []),
+          ];
       // execve: the process that was started is the supervisor, for systemd and for whoever holds its pid
       process.execve?.(process.execPath, args, { ...process.env } as Record<string, string>);
     });

@@ -27,14 +27,22 @@ export function sociDecoder(table: SociDecodeTable, _units: UnitTable): UnitDeco
 }
 
 /** Larger buffers are not kept between units. */
-const KEEP_BYTES = 32 * 1024 * 1024;
+const KEEP_BYTES = 8 * 1024 * 1024;
+/** What every decoder of this thread decodes to: one each would be some MiB a thread for each open layer. */
+let kept = new Uint8Array(0);
+
+/** Exactly `length` bytes, which hold anything. */
+function outputOf(length: number): Uint8Array {
+  if (length > KEEP_BYTES) return new Uint8Array(length);
+  if (kept.byteLength < length) kept = new Uint8Array(length);
+  return kept.subarray(0, length);
+}
 
 class GzipSpanDecoder implements UnitDecoder {
   readonly #ztoc: Ztoc;
   readonly #check: HeaderCheck;
   // lives as long as the thread; a decoder has no end of its own
   readonly #inflate = new ResumeInflate();
-  #buffer = new Uint8Array(0);
 
   constructor(table: SociDecodeTable) {
     this.#ztoc = table.ztoc;
@@ -44,7 +52,7 @@ class GzipSpanDecoder implements UnitDecoder {
 
   decode(unit: number, stored: Uint8Array): Uint8Array {
     const { spans, bytes } = this.#ztoc;
-    const output = this.#output(spanDecodedLength(spans, unit));
+    const output = outputOf(spanDecodedLength(spans, unit));
     if (unit === 0 && spans.zinfoVersion === 1) return this.#decodeFirstOfVersion1(stored, output);
     // the last one may go on with padding; any other that does would shift all bytes behind it
     const exact = unit + 1 < spans.count;
@@ -71,12 +79,6 @@ class GzipSpanDecoder implements UnitDecoder {
       if (looksLikeTar(output)) return output;
     }
     throw failure ?? new HeadstartError("HS_UNIT_DECODE", { what: "span 0: its data begin nowhere" });
-  }
-
-  #output(length: number): Uint8Array {
-    if (length > KEEP_BYTES) return new Uint8Array(length);
-    if (this.#buffer.byteLength < length) this.#buffer = new Uint8Array(length);
-    return this.#buffer.subarray(0, length);
   }
 }
 
