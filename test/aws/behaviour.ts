@@ -4,6 +4,8 @@ export type FaultKind =
   /** 400 RequestThrottledException (EC2: 503 RequestLimitExceeded). */
   | "throttle"
   | "500"
+  /** EBS: 400 ValidationException WRITE_REQUEST_TIMEOUT. */
+  | "late"
   /** A proxy's page in place of the service's answer. */
   | "html"
   /** The connection ends before anything is done. */

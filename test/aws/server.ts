@@ -115,7 +115,7 @@ export class AwsServer implements AsyncDisposable {
     const form = new URLSearchParams(path === "/" ? body.toString("utf8") : "");
     const style = styleOf(path, verdict, form, header("x-amz-target"));
     const webIdentity = form.get("Action") === "AssumeRoleWithWebIdentity";
-    if (fault === "throttle" || fault === "500" || fault === "html" || fault === "denied")
+    if (fault === "throttle" || fault === "500" || fault === "html" || fault === "late" || fault === "denied")
       return faultAnswer(style, fault);
     if (!verdict.ok && !webIdentity) return unsigned(style, verdict.fault, verdict.message);
     const signedFor = verdict.service;
@@ -179,7 +179,7 @@ function unsigned(style: Style, fault: SignatureFault, message: string): Answer 
   return style === "sts" ? stsError(403, names.sts, message) : jsonError(400, names.json, message);
 }
 
-function faultAnswer(style: Style, fault: "throttle" | "500" | "html" | "denied"): Answer {
+function faultAnswer(style: Style, fault: "throttle" | "500" | "html" | "late" | "denied"): Answer {
   if (fault === "html") {
     return {
       status: 502,
@@ -189,12 +189,14 @@ function faultAnswer(style: Style, fault: "throttle" | "500" | "html" | "denied"
   }
   if (style === "ebs") {
     if (fault === "throttle") return refusal(400, "RequestThrottledException", "Rate exceeded", "ACCOUNT_THROTTLED");
+    if (fault === "late") return refusal(400, "ValidationException", "The request timed out", "WRITE_REQUEST_TIMEOUT");
     if (fault === "500") return refusal(500, "InternalServerException", "An internal error has occurred");
     return refusal(403, "AccessDeniedException", "not authorized to perform this operation", "UNAUTHORIZED_ACCOUNT");
   }
   const [status, code] = {
     throttle: [503, style === "ec2" ? "RequestLimitExceeded" : "ThrottlingException"] as const,
     "500": [500, "InternalError"] as const,
+    late: [408, "RequestTimeout"] as const,
     denied: style === "ec2" ? ([403, "UnauthorizedOperation"] as const) : ([400, "AccessDeniedException"] as const),
   }[fault];
   const message = fault === "denied" ? "You are not authorized to perform this operation." : fault;

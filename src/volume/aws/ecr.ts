@@ -6,7 +6,7 @@ import { Secret } from "../../base/secret.ts";
 import type { Credential, CredentialSource } from "../../oci/registry/auth/credentials.ts";
 import { type ConnectOptions, connectAws } from "./connect.ts";
 
-const HOST = /^\d{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|on\.aws)$/;
+const HOST = /^\d{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|amazonaws\.eu|on\.aws)$/;
 const EARLY_MS = 10 * 60_000;
 
 /** Without AWS credentials it takes seconds to find that out: not for every request. */

@@ -29,10 +29,15 @@ test("what a client does about an error follows from its code, not from the stat
   const of = (status: number, code: string, message = "") => remedy(status, { code, reason: undefined, message });
   assert.equal(of(400, "RequestThrottledException"), "slower");
   assert.equal(of(503, "RequestLimitExceeded"), "slower");
+  assert.equal(of(503, "EC2ThrottledException"), "slower");
   assert.equal(of(429, ""), "slower");
   assert.equal(of(500, "InternalServerException"), "again");
   assert.equal(of(502, ""), "again");
   assert.equal(of(400, "InternalError"), "again");
+  assert.equal(of(400, "IDPCommunicationError"), "again");
+  const invalid = { code: "ValidationException", message: "" };
+  assert.equal(remedy(400, { ...invalid, reason: "WRITE_REQUEST_TIMEOUT" }), "again");
+  assert.equal(remedy(400, { ...invalid, reason: "INVALID_BLOCK" }), "none");
   assert.equal(of(400, "ExpiredTokenException"), "fresh-credentials");
   assert.equal(of(403, "InvalidSignatureException", "Signature expired: 2026…"), "skewed");
   for (const code of [

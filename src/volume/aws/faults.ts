@@ -19,24 +19,32 @@ export interface AwsFault {
 export type Remedy = "again" | "slower" | "fresh-credentials" | "skewed" | "none";
 
 const SLOWER =
-  /^(?:RequestThrottled(?:Exception)?|Throttling(?:Exception)?|ThrottledException|RequestLimitExceeded|TooManyRequestsException|SlowDown|RequestThrottledException|ConcurrentLimitExceededException|BandwidthLimitExceeded|ProvisionedThroughputExceededException)$/;
+  /^(?:RequestThrottled(?:Exception)?|Throttling(?:Exception)?|(?:EC2)?ThrottledException|RequestLimitExceeded|TooManyRequestsException|SlowDown|ConcurrentLimitExceededException|BandwidthLimitExceeded|PriorRequestNotComplete|ProvisionedThroughputExceededException|TransactionInProgressException)$/;
 const EXPIRED = /^(?:ExpiredToken(?:Exception)?|RequestExpired|TokenRefreshRequired)$/;
 const SKEWED =
   /^(?:RequestTimeTooSkewed|RequestInTheFuture|AuthFailure|SignatureDoesNotMatch|InvalidSignatureException)$/;
 const AGAIN =
-  /^(?:InternalServerException|InternalServerError|InternalError|InternalFailure|ServiceUnavailable(?:Exception)?|Unavailable|RequestTimeout(?:Exception)?)$/;
+  /^(?:InternalServerException|InternalServerError|InternalError|InternalFailure|ServiceUnavailable(?:Exception)?|Unavailable|RequestTimeout(?:Exception)?|IDPCommunicationError)$/;
+/** Reasons of EBS's ValidationException: the bytes did not come in time; an earlier put of the same bytes, whose answer was lost, is not over. */
+const AGAIN_REASONS: ReadonlySet<string> = new Set(["WRITE_REQUEST_TIMEOUT", "CONFLICTING_BLOCK_UPDATE"]);
 const DENIED =
   /^(?:AccessDenied(?:Exception)?|UnauthorizedOperation|AuthFailure|UnrecognizedClientException|InvalidClientTokenId|SignatureDoesNotMatch|InvalidSignatureException|MissingAuthenticationToken(?:Exception)?|OptInRequired|IncompleteSignature|InvalidIdentityToken|IDPRejectedClaim)$/;
 const NOT_FOUND =
   /^(?:ResourceNotFoundException|InvalidSnapshot\.NotFound|ParameterNotFound|InvalidLaunchTemplateId\.NotFound)$/;
 
 export function remedy(status: number, fault: AwsFault): Remedy {
-  const { code, message } = fault;
+  const { code, reason = "", message } = fault;
   if (SLOWER.test(code) || status === 429) return "slower";
   if (EXPIRED.test(code)) return "fresh-credentials";
   if (SKEWED.test(code) && /expired|not yet current|too skewed|in the future|15 min/i.test(message.slice(0, 300)))
     return "skewed";
-  if (AGAIN.test(code) || status === 408 || (status >= 500 && status !== 501 && status !== 505)) return "again";
+  if (
+    AGAIN.test(code) ||
+    AGAIN_REASONS.has(reason) ||
+    status === 408 ||
+    (status >= 500 && status !== 501 && status !== 505)
+  )
+    return "again";
   return "none";
 }
 
