@@ -82,7 +82,7 @@ With \`--to oci\` \`how\` is \`original\`, \`exact\` or \`equal\`; \`leftOut\` a
   "volume verify":
     "One object `{ok, kind, provenance, checked: {images, names, blobs, snapshots, provenSnapshots, files, bytes, blocks}, unproven: [{what, why, count}], differenceCount, differences: [{place, rule, message}]}`: at most 20 differences, all of them in `differenceCount`.",
   "volume push": `One object. \`content\` names what the snapshot holds, as its tag \`headstart.dev/volume\` does; \`unchanged\`: the parent held it already and is the answer. \`blocks\`: \`total\` of the file that are not zero, \`freed\` kept of the parent where
-the volume uses nothing, \`changed\` against the parent, \`sent\` now, \`resumed\` there before. With \`--snippet\` also \`snippet\`, a text. With \`--dry-run\` \`{dryRun, parent, region, volumeSizeGiB, sizeBytes, blocks, estimate: {blocks, bytes, secondsAtLeast, dollars,
+the volume uses nothing, \`changed\` against the parent, \`sent\` now, \`resumed\` there before. With \`--snippet\` also \`snippet\`, a text. With \`--dry-run\` \`{dryRun, unchanged, parent, region, volumeSizeGiB, sizeBytes, blocks, estimate: {blocks, bytes, secondsAtLeast, dollars,
 storageDollarsMonth}, readBack: {blocks, dollars}, wouldDelete, kept}\`.
 
 \`\`\`json

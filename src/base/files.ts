@@ -1,7 +1,19 @@
 /** Files that survive a crash: written beside, fsynced, renamed. And small helpers on descriptors. */
 
-import { closeSync, constants, fsyncSync, mkdirSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fsyncSync,
+  linkSync,
+  mkdirSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
 import { basename, dirname, join } from "node:path";
+import { HeadstartError } from "./errors.ts";
 import { failpoint } from "./failpoint.ts";
 
 /** Replaces `path` at once and durably. `bytes` are on disk when this returns. */
@@ -21,6 +33,21 @@ export function writeFileDurably(path: string, bytes: Uint8Array | string, mode 
   failpoint("files:rename");
   renameSync(temporary, path);
   fsyncDirectory(dirname(path));
+}
+
+/**
+ * Gives a finished file its name; `file` may keep its own, which the caller removes. Unlike a rename, a link never replaces what came there meanwhile; not every file
+ * system has links. Throws HS_OUTPUT_EXISTS.
+ */
+export function giveName(file: string, name: string): void {
+  try {
+    linkSync(file, name);
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? "";
+    if (code === "EEXIST") throw new HeadstartError("HS_OUTPUT_EXISTS", { what: name });
+    if (!["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code)) throw error;
+    renameSync(file, name);
+  }
 }
 
 export function fsyncDirectory(path: string): void {

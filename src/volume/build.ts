@@ -4,12 +4,13 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { chmodSync, chownSync, linkSync, lstatSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, lstatSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { type Digest, digestAlgorithm, sha256 } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
-import { fsyncDirectory } from "../base/files.ts";
+import { fsyncDirectory, giveName } from "../base/files.ts";
+import { keepYoungGenerationSmall } from "../base/young-generation.ts";
 import { ACL_ACCESS, ACL_DEFAULT } from "../erofs/acl.ts";
 import { returnFreedMemory } from "../linux/malloc.ts";
 import { syncFileSystem } from "../linux/syncfs.ts";
@@ -133,6 +134,7 @@ export async function buildVolume(opened: OpenPlan, request: BuildRequest): Prom
   checkOutput(output, layout);
   const part = join(dirname(output), `.${basename(output)}.part-${randomUUID().slice(0, 8)}`);
   returnFreedMemory();
+  keepYoungGenerationSmall();
   makePart(part);
   try {
     if (layout === "containerd") {
@@ -249,17 +251,6 @@ function digestOfPlan(plan: VolumePlan, layout: VolumeLayout, options: DiskOptio
 
 function writeManifest(path: string, record: Provenance): void {
   writeFileSync(path, `${JSON.stringify(record, null, 2)}\n`, { flag: "wx", mode: 0o644, flush: true });
-}
-
-/** Unlike a rename, a link never replaces what came there meanwhile; not every file system has links. */
-function giveName(image: string, output: string): void {
-  try {
-    linkSync(image, output);
-  } catch (error) {
-    const code = (error as NodeJS.ErrnoException).code ?? "";
-    if (!["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code)) throw error;
-    renameSync(image, output);
-  }
 }
 
 /** Both or none. */

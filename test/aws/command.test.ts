@@ -206,6 +206,10 @@ test("wrong usage is exit 2", async () => {
   const env = { AWS_REGION: "eu-central-1", AWS_EC2_METADATA_DISABLED: "true" };
   for (const [args, message] of [
     [["push", disk, "--keep", "0"], /--keep 0/],
+    [["push", disk, "--node-class", disk], /--node-class .*give both/],
+    [["push", disk, "--ssm-parameter", "warm/app"], /--ssm-parameter warm\/app: write NAME/],
+    [["push", disk, "--kms-key", "alias/mine"], /--kms-key alias\/mine: .*ARN/],
+    [["push", disk, "--description", "x".repeat(256)], /--description: 256 characters/],
     [["push", disk, "--snippet", "karpenter"], /disk\.img\.json/],
     [["pull", "snap-x", scratch.path("y")], /no snapshot id/],
   ] as const) {

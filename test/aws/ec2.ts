@@ -108,9 +108,22 @@ function matches(snapshot: Snapshot, wanted: ReadonlyMap<string, readonly string
             ? [snapshot.tags.get(name.slice(4))]
             : undefined;
     if (have === undefined) throw new Refusal("InvalidParameterValue", `The filter '${name}' is invalid`);
-    if (!have.some((value) => value !== undefined && values.includes(value))) return false;
+    const patterns = values.map(pattern);
+    if (!have.some((value) => value !== undefined && patterns.some((each) => each.test(value)))) return false;
   }
   return true;
+}
+
+/** An asterisk is any text, a question mark any character, a backslash takes both for what they are. */
+function pattern(filter: string): RegExp {
+  const source = filter.replace(
+    /\\(.)|([*?])|([$()+.[\]^{|}\\])/gsu,
+    (_, kept?: string, wild?: string, sign?: string) => {
+      if (wild !== undefined) return wild === "*" ? ".*" : ".";
+      return `\\x${(kept ?? sign!).charCodeAt(0).toString(16).padStart(2, "0")}`;
+    },
+  );
+  return new RegExp(`^${source}$`, "s");
 }
 
 function describeSnapshots(world: World, behaviour: Behaviour, fields: URLSearchParams): string {

@@ -7,8 +7,10 @@ import { systemClock } from "../../src/base/clock.ts";
 import { type HeadstartError, isHeadstartError } from "../../src/base/errors.ts";
 import { connectAws } from "../../src/volume/aws/connect.ts";
 import { BLOCK_BYTES } from "../../src/volume/ebs/blocks.ts";
+import { dryRunPublish, publishVolume } from "../../src/volume/ebs/publish.ts";
 import { pullVolume } from "../../src/volume/ebs/pull.ts";
 import { type PushOptions, type PushResult, pushVolume } from "../../src/volume/ebs/push.ts";
+import { findSnapshots } from "../../src/volume/ebs/snapshots.ts";
 import { run, Scratch, writeDisk } from "../../src/volume/ebs/testing.ts";
 import { type AwsOptions, AwsServer } from "./server.ts";
 
@@ -250,6 +252,7 @@ test("throttling, failures, resets, lost answers and slow ones only cost time", 
     { on: "PutSnapshotBlock", kind: "html", every: 19 },
     { on: "PutSnapshotBlock", kind: "slow", every: 23 },
     { on: "PutSnapshotBlock", kind: "hang", every: 29, times: 3 },
+    { on: "PutSnapshotBlock", kind: "late", every: 31 },
     { on: "StartSnapshot", kind: "lost", times: 1 },
     { on: "CompleteSnapshot", kind: "lost", times: 1 },
     { on: "DescribeSnapshots", kind: "throttle", every: 2, times: 3 },
@@ -430,6 +433,70 @@ test("without EC2 the direct APIs alone are enough: a parent, waiting, --resume,
     faults.length = 0;
     writeDisk(place.disk, 60, { 40: 0 });
   }
+});
+
+test("a Name with signs of EC2's patterns means itself alone, when snapshots are looked for to be deleted", async () => {
+  await using place = await Place.open();
+  await using aws = await connectAws({ env: place.env });
+  const names = ["app", "a*", "a?p", "a\\*", "(app)"];
+  const ids: string[] = [];
+  for (const [index, Name] of names.entries()) {
+    writeDisk(place.disk, 4, { 0: 1 + index });
+    ids.push((await place.push({ tags: { Name } })).snapshot);
+  }
+  const by = new Map(names.map((name, index) => [name, ids[index]]));
+  for (const name of names) {
+    const found = await findSnapshots(aws.client, { Name: name });
+    assert.deepEqual(
+      found.map(({ id }) => id),
+      [by.get(name)],
+      name,
+    );
+  }
+});
+
+test("a name as long as a file's may be leaves room for the rest of the description", async () => {
+  await using place = await Place.open();
+  writeDisk(place.disk, 4, { 0: 1 });
+  const { snapshot } = await place.push({ tags: { Name: "n".repeat(255) } });
+  const { description } = place.server.world.find(snapshot)!;
+  assert.match(description, /^n+, by headstart /);
+  assert.equal(description.length, 255);
+});
+
+test("a dry run of what the parent holds already deletes as the push does", async () => {
+  await using place = await Place.open();
+  const ids: string[] = [];
+  for (let version = 0; version < 4; version++) {
+    writeDisk(place.disk, 4, { 0: 1 + version });
+    const { snapshot } = await place.push({ tags: { Name: "app" } });
+    place.server.world.find(snapshot)!.startedAt -= (40 - version) * 24 * 3_600_000;
+    ids.push(snapshot);
+  }
+  await using aws = await connectAws({ env: place.env });
+  const options = { client: aws.client, clock: systemClock, path: place.disk, parent: ids[3]!, keep: 2, waitStepMs: 1 };
+  const named = { ...options, tags: { Name: "app" } };
+  const dry = await dryRunPublish(named);
+  assert.deepEqual([dry.unchanged, dry.wouldDelete], [true, [ids[1], ids[0]]]);
+  const done = await publishVolume(named);
+  assert.deepEqual([done.unchanged, done.snapshot, done.deleted], [true, ids[3], dry.wouldDelete]);
+});
+
+test("a file that --node-class names is read before anything is sent", async () => {
+  await using place = await Place.open();
+  writeDisk(place.disk, 4, { 0: 1 });
+  await using aws = await connectAws({ env: place.env });
+  const options = { client: aws.client, clock: systemClock, path: place.disk, keep: 1 };
+  const missing = { ...options, nodeClasses: [place.scratch.path("nodeclass.yaml")] };
+  assert.equal((await failure(publishVolume(missing))).code, "HS_NOT_FOUND");
+  assert.equal(place.server.world.snapshots.size, 0);
+});
+
+test("a pull into a folder that is not there says so", async () => {
+  await using place = await Place.open();
+  writeDisk(place.disk, 4, { 0: 1 });
+  const { snapshot } = await place.push();
+  assert.equal((await failure(place.pull(snapshot, "no/such"))).code, "HS_NOT_FOUND");
 });
 
 test("a pull whose bytes are not those that were pushed is an error, and leaves nothing", async () => {

@@ -198,6 +198,9 @@ function publishOptions(
   if (flags.keep !== undefined && !/^[1-9]\d{0,3}$/.test(flags.keep)) {
     throw new HeadstartError("HS_USAGE", { what: `--keep ${flags.keep}: a number from 1 on is wanted` });
   }
+  if (flags.nodeClass !== undefined && flags.keep === undefined) {
+    throw new HeadstartError("HS_USAGE", { what: "--node-class says what --keep leaves alone: give both" });
+  }
   if (flags.parentManifest !== undefined && flags.parent === undefined) {
     throw new HeadstartError("HS_USAGE", { what: "--parent-manifest says what --parent holds: give both" });
   }
@@ -271,6 +274,7 @@ function describeDryRun(found: DryRun): string {
   const { estimate, readBack } = found;
   const lines = [
     `${found.blocks} blocks of ${formatBytes(found.sizeBytes)} are not zero; a snapshot of ${found.volumeSizeGiB} GiB in ${found.region}`,
+    ...(found.unchanged ? [`${found.parent} holds this volume already: no snapshot would be made`] : []),
     ...(estimate === null
       ? [`what differs from ${found.parent} is not known: nothing describes it`]
       : [

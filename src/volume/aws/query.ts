@@ -54,12 +54,15 @@ export function list(name: string, values: readonly string[]): Fields {
   return Object.fromEntries(values.map((value, index) => [`${name}.${index + 1}`, value]));
 }
 
-/** `{ "tag:Name": ["x"] }` as Filter.1.Name, Filter.1.Value.1. */
+/** `{ "tag:Name": ["x"] }` as Filter.1.Name, Filter.1.Value.1. EC2 takes * and ? in a value for any text, unless a backslash stands before them. */
 export function filters(wanted: Readonly<Record<string, readonly string[]>>): Fields {
   return Object.fromEntries(
     Object.entries(wanted).flatMap(([name, values], index) => [
       [`Filter.${index + 1}.Name`, name],
-      ...values.map((value, number) => [`Filter.${index + 1}.Value.${number + 1}`, value]),
+      ...values.map((value, number) => [
+        `Filter.${index + 1}.Value.${number + 1}`,
+        value.replace(/[\\*?]/g, (sign) => `\\${sign}`),
+      ]),
     ]),
   );
 }

@@ -40,7 +40,7 @@ export interface BlockPage {
   readonly blocks: readonly ListedBlock[];
 }
 
-export const SNAPSHOT_ID = /^snap-[0-9a-f]{1,40}$/;
+export const SNAPSHOT_ID = /^snap-[0-9a-f]{1,59}$/;
 const TOKEN = /^[A-Za-z0-9+/=]{1,256}$/;
 const ANSWER_BYTES = MiB;
 /** 10,000 entries of an index and a token. */

@@ -6,8 +6,8 @@
 import { HeadstartError } from "../../base/errors.ts";
 import { EbsApi } from "./api.ts";
 import { EBS_PRICES, estimatePush, type PushEstimate } from "./prices.ts";
-import { type PushOptions, type PushResult, preparePush, pushVolume } from "./push.ts";
-import { type Retention, retain } from "./retention.ts";
+import { type PushOptions, type PushResult, preparePush, pushVolume, unchangedParent } from "./push.ts";
+import { namedSnapshots, type Retention, retain } from "./retention.ts";
 import { enableFastRestore, type FastRestore, putParameter } from "./snapshots.ts";
 import { DiskImage } from "./source.ts";
 
@@ -26,9 +26,14 @@ export interface PublishResult extends PushResult {
   readonly kept: Retention["kept"];
 }
 
-/** Waits for completion where something follows it. Throws what `pushVolume`, EC2 and SSM throw; the snapshot is there then, and its id is in the message. */
+/**
+ * Waits for completion where something follows it. Throws HS_USAGE, HS_NOT_FOUND and HS_LIMIT for what is to follow before anything is sent; then what `pushVolume`, EC2 and
+ * SSM throw: the snapshot is there then, and its id is in the message.
+ */
 export async function publishVolume(options: PublishOptions): Promise<PublishResult> {
   const { client, clock, fastRestore: zones = [], ssmParameter: name, keep, nodeClasses = [], signal } = options;
+  checkParameter(name);
+  const named = namedSnapshots(nodeClasses);
   const follows = zones.length > 0 || name !== undefined || keep !== undefined;
   const pushed = await pushVolume(follows ? { ...options, wait: true } : options);
   const { snapshot } = pushed;
@@ -43,7 +48,7 @@ export async function publishVolume(options: PublishOptions): Promise<PublishRes
             name: pushed.name,
             keep,
             current: snapshot,
-            nodeClasses,
+            named,
             now: clock.now(),
             dryRun: false,
             signal,
@@ -55,8 +60,17 @@ export async function publishVolume(options: PublishOptions): Promise<PublishRes
   }
 }
 
+/** As Systems Manager takes it; what else is wrong with it only AWS knows. Throws HS_USAGE. */
+function checkParameter(name: string | undefined): void {
+  if (name === undefined || /^(?:[\w.-]+|(?:\/[\w.-]+)+)$/.test(name)) return;
+  const what = `--ssm-parameter ${name}: write NAME or /PATH/NAME, of letters, digits, "_", "." and "-"`;
+  throw new HeadstartError("HS_USAGE", { what });
+}
+
 export interface DryRun {
   readonly dryRun: true;
+  /** The parent holds just this already: no snapshot would be made. */
+  readonly unchanged: boolean;
   readonly parent: string | null;
   readonly region: string;
   readonly volumeSizeGiB: number;
@@ -71,17 +85,22 @@ export interface DryRun {
 
 /** Throws what preparing a push throws. */
 export async function dryRunPublish(options: PublishOptions): Promise<DryRun> {
-  const { client, clock, keep, nodeClasses = [], signal } = options;
+  const { client, clock, keep, signal } = options;
+  checkParameter(options.ssmParameter);
+  const named = namedSnapshots(options.nodeClasses ?? []);
   await using image = await DiskImage.open(options.path);
-  const { plan, parent, name } = await preparePush({ ...options, readBack: false }, image);
+  const prepared = await preparePush({ ...options, readBack: false }, image);
+  const { plan, parent, name } = prepared;
+  const answer = unchangedParent(prepared);
   const unknown = parent?.from === "unknown";
   const listed = unknown ? await countBlocks(new EbsApi(client), parent.id, signal) : 0;
   const retention =
     keep === undefined
       ? { deleted: [], kept: [] }
-      : await retain({ client, name, keep, current: undefined, nodeClasses, now: clock.now(), dryRun: true, signal });
+      : await retain({ client, name, keep, current: answer?.id, named, now: clock.now(), dryRun: true, signal });
   return {
     dryRun: true,
+    unchanged: answer !== undefined,
     parent: parent?.id ?? null,
     region: client.region,
     volumeSizeGiB: plan.volumeSizeGiB,

@@ -4,12 +4,12 @@
  */
 
 import { existsSync } from "node:fs";
-import { open, rename, rm } from "node:fs/promises";
+import { open, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { Clock } from "../../base/clock.ts";
 import { type Digest, isDigest } from "../../base/digest.ts";
-import { HeadstartError } from "../../base/errors.ts";
-import { fsyncDirectory } from "../../base/files.ts";
+import { HeadstartError, kindOf } from "../../base/errors.ts";
+import { fsyncDirectory, giveName } from "../../base/files.ts";
 import { GiB } from "../../base/limits.ts";
 import type { AwsClient } from "../aws/client.ts";
 import { EbsApi, type ListedBlock, SNAPSHOT_ID } from "./api.ts";
@@ -47,12 +47,13 @@ export interface PullResult {
   readonly seconds: number;
 }
 
-/** Throws HS_OUTPUT_EXISTS, HS_EBS_BLOCK, HS_VOLUME_CHANGED when the whole is not what was pushed, and what AWS calls throw. */
+/** Throws HS_OUTPUT_EXISTS, HS_NOT_FOUND for the folder, HS_DISK_FULL, HS_EBS_BLOCK, HS_VOLUME_CHANGED when the whole is not what was pushed, and what AWS calls throw. */
 export async function pullVolume(options: PullOptions): Promise<PullResult> {
   const { client, clock, snapshot, path } = options;
   if (!SNAPSHOT_ID.test(snapshot))
     throw new HeadstartError("HS_USAGE", { what: `${snapshot} is no snapshot id (snap-…)` });
   if (existsSync(path)) throw new HeadstartError("HS_OUTPUT_EXISTS", { what: path });
+  if (!existsSync(dirname(path))) throw new HeadstartError("HS_NOT_FOUND", { what: `the folder ${dirname(path)}` });
   const startedAt = clock.monotonic();
   const info = await snapshotInfo(options);
   const part = join(dirname(path), `.${basename(path)}.part-${process.pid}`);
@@ -63,7 +64,7 @@ export async function pullVolume(options: PullOptions): Promise<PullResult> {
     if (isDigest(tag) && tag !== content) {
       throw new HeadstartError("HS_VOLUME_CHANGED", { what: `${snapshot} holds ${content}, its tag names ${tag}` });
     }
-    await rename(part, path);
+    giveName(part, path);
     fsyncDirectory(dirname(path));
     writeRecord(path, {
       snapshot,
@@ -87,6 +88,9 @@ export async function pullVolume(options: PullOptions): Promise<PullResult> {
       retries: client.retries,
       seconds: (clock.monotonic() - startedAt) / 1000,
     };
+  } catch (cause) {
+    if (cause instanceof HeadstartError || kindOf(cause) !== "exhausted") throw cause;
+    throw new HeadstartError("HS_DISK_FULL", { what: path, cause });
   } finally {
     await rm(part, { force: true });
   }

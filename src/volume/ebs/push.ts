@@ -19,6 +19,7 @@ import { EBS_PACE, Pace, type PaceLimits } from "./pace.ts";
 import { type Parent, resolveParent } from "./parent.ts";
 import { type PushPlan, planPush, pushTags } from "./plan.ts";
 import { recordPath, writeRecord } from "./record.ts";
+import type { SnapshotInfo } from "./snapshots.ts";
 import { DiskImage } from "./source.ts";
 import { Upload } from "./upload.ts";
 
@@ -99,6 +100,10 @@ export async function preparePush(
       what: "--encrypted and --kms-key: a child is encrypted as its --parent is",
     });
   }
+  if (kmsKey !== undefined && !KEY_ARN.test(kmsKey))
+    throw new HeadstartError("HS_USAGE", {
+      what: `--kms-key ${kmsKey}: EBS takes the key's ARN alone (arn:aws:kms:REGION:ACCOUNT:key/ID), no id or alias`,
+    });
   const described = readDescription(path, image);
   const blocks =
     described.blocks ??
@@ -130,7 +135,7 @@ export async function preparePush(
     images: described.images,
     manifest: described.digest,
   });
-  const description = options.description ?? `${name}, by headstart ${VERSION}`;
+  const description = describe(options.description, name);
   const plan = planPush({
     blocks,
     held,
@@ -143,6 +148,24 @@ export async function preparePush(
     kmsKey,
   });
   return { plan, parent, name, hashed: described.blocks === undefined };
+}
+
+const KEY_ARN = /^arn:aws[a-z-]*:kms:[^:]+:\d{12}:key\/.+$/;
+const DESCRIPTION_MAX = 255;
+
+function describe(own: string | undefined, name: string): string {
+  const by = `, by headstart ${VERSION}`;
+  if (own === undefined) return `${name.slice(0, DESCRIPTION_MAX - by.length)}${by}`;
+  if (own !== "" && own.length <= DESCRIPTION_MAX) return own;
+  throw new HeadstartError("HS_USAGE", {
+    what: `--description: ${own.length} characters; EBS takes 1 to ${DESCRIPTION_MAX}`,
+  });
+}
+
+/** The parent, when it holds just this volume already: then it is the answer. */
+export function unchangedParent({ plan, parent }: PreparedPush): SnapshotInfo | undefined {
+  const isSame = plan.changed.size === 0 && parent?.info?.volumeSizeGiB === plan.volumeSizeGiB;
+  return isSame && parent.from !== "unknown" ? parent.info : undefined;
 }
 
 /** Throws what `preparePush` throws, HS_EBS_UNFINISHED (--resume goes on), HS_EBS_STATE, HS_EBS_SNAPSHOT. */
@@ -178,16 +201,12 @@ export async function pushVolume(options: PushOptions): Promise<PushResult> {
     seconds: (clock.monotonic() - startedAt) / 1000,
     name,
   });
-  if (parent !== undefined && plan.changed.size === 0 && parent.info?.volumeSizeGiB === plan.volumeSizeGiB) {
+  const answer = unchangedParent(prepared);
+  if (answer !== undefined) {
+    const { id: snapshot, status } = answer;
     await upload.verify();
-    writeRecord(options.path, {
-      ...plan,
-      snapshot: parent.id,
-      status: parent.info.status,
-      parent: null,
-      region: client.region,
-    });
-    return result(parent.info.status, { snapshot: parent.id, unchanged: true });
+    writeRecord(options.path, { ...plan, snapshot, status, parent: null, region: client.region });
+    return result(status, { snapshot, unchanged: true });
   }
   const { snapshot, status } = await upload.run();
   return result(status, { snapshot, unchanged: false });

@@ -22,8 +22,8 @@ export interface RetentionOptions {
   readonly keep: number;
   /** What was pushed just now; undefined before that (a dry run): one is to come. */
   readonly current: string | undefined;
-  /** Files that name snapshots: NodeClasses, or anything else in text. */
-  readonly nodeClasses: readonly string[];
+  /** What stays because a file names it (namedSnapshots). */
+  readonly named: ReadonlyMap<string, string>;
   /** Milliseconds since 1970. */
   readonly now: number;
   readonly dryRun: boolean;
@@ -35,10 +35,9 @@ export interface Retention {
   readonly kept: readonly { readonly snapshot: string; readonly why: string }[];
 }
 
-/** Throws HS_NOT_FOUND for a file that is not there, and what AWS calls throw: nothing is deleted then. */
+/** Throws what AWS calls throw: nothing is deleted then. */
 export async function retain(options: RetentionOptions): Promise<Retention> {
-  const { client, name, signal, dryRun } = options;
-  const named = nodeClassSnapshots(options.nodeClasses);
+  const { client, name, named, signal, dryRun } = options;
   const ours = (await findSnapshots(client, { [TAG.name]: name }, signal)).filter(({ tags }) => tags.has(TAG.volume));
   const first = decide(ours, named, options);
   if (first.deleted.length === 0) return first;
@@ -88,8 +87,8 @@ export function decide(
   return { deleted, kept };
 }
 
-/** Every snapshot id that stands anywhere in a file. */
-function nodeClassSnapshots(files: readonly string[]): Map<string, string> {
+/** Every snapshot id that stands anywhere in a file: a NodeClass, or anything else in text. Throws HS_NOT_FOUND, HS_LIMIT. */
+export function namedSnapshots(files: readonly string[]): Map<string, string> {
   const found = new Map<string, string>();
   for (const file of files) {
     let text: string;

@@ -70,7 +70,8 @@ export async function findSnapshots(
   for await (const root of queryPages(client, "DescribeSnapshots", fields, { signal })) {
     found.push(...items(root, "snapshotSet").map(parseSnapshot));
   }
-  return found;
+  // what is found may be deleted: that it is meant is not left to EC2's patterns
+  return found.filter((each) => Object.entries(tags).every(([key, value]) => each.tags.get(key) === value));
 }
 
 function parseSnapshot(item: XmlElement): SnapshotInfo {
