@@ -48,6 +48,27 @@ test("every variant of the golden layout is found by its name, and its blobs by 
   }
 });
 
+test("passing chunks are the blob's bytes, all in one piece of memory; others can be kept", async () => {
+  using folder = await scratch();
+  const layout = `oci:${folder.path}/layout:x`;
+  const blob = Buffer.alloc((5 << 20) / 2, "not the same in every megabyte ");
+  const writer = await openDestination(parseSource(layout));
+  const descriptor = { mediaType: "x", digest: sha256(blob), size: blob.byteLength };
+  await writer.pushBlob(descriptor, blob);
+  await copy(await open(`oci:${FIXTURE}:gogz`), writer);
+  const reader = await open(layout);
+  for (const passing of [true, false]) {
+    const kept: Uint8Array[] = [];
+    const copied: Uint8Array[] = [];
+    for await (const chunk of reader.openBlob(descriptor).stream(0, { passing })) {
+      kept.push(chunk);
+      copied.push(Uint8Array.from(chunk));
+    }
+    assert.ok(blob.equals(Buffer.concat(copied)));
+    assert.equal(new Set(kept.map((chunk) => chunk.buffer)).size, passing ? 1 : kept.length);
+  }
+});
+
 test("arm64 gets its own image of an index", async () => {
   const reader = await open(`oci:${FIXTURE}:index`);
   assert.equal((await loadImage(reader, parsePlatform("linux/arm64"))).layers.length, 2);

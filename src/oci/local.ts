@@ -48,16 +48,19 @@ class FileBlob implements BlobHandle {
   }
 
   stream(offset: number, options: StreamOptions = {}): AsyncIterable<Uint8Array> {
-    const chunks = this.#chunks(offset, options.signal);
+    const chunks = this.#chunks(offset, options);
     return offset === 0 && !options.callerVerifies ? verified(chunks, this.descriptor, this.what) : chunks;
   }
 
-  async *#chunks(offset: number, signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {
+  async *#chunks(offset: number, { signal, passing }: StreamOptions): AsyncGenerator<Uint8Array> {
     const piece = await this.#locate();
     await using file = await open(piece.path, "r");
+    let buffer: Uint8Array | undefined;
     for (let position = offset; position < piece.size; ) {
       signal?.throwIfAborted();
-      const chunk = new Uint8Array(Math.min(CHUNK_BYTES, piece.size - position));
+      const length = Math.min(CHUNK_BYTES, piece.size - position);
+      if (passing) buffer ??= new Uint8Array(length);
+      const chunk = buffer?.subarray(0, length) ?? new Uint8Array(length);
       await readExactly(file, chunk, piece.offset + position, this.what);
       yield chunk;
       position += chunk.byteLength;
@@ -74,7 +77,7 @@ class FileBlob implements BlobHandle {
   }
 
   readAll(options: ReadOptions & { readonly limit?: number } = {}): Promise<Uint8Array> {
-    return collectVerified(this.#chunks(0, options.signal), this.descriptor, this.what, options.limit);
+    return collectVerified(this.#chunks(0, { ...options, passing: true }), this.descriptor, this.what, options.limit);
   }
 
   async #locate(): Promise<FilePiece> {

@@ -29,6 +29,8 @@ export interface RangeOptions extends ReadOptions {
 export interface StreamOptions extends ReadOptions {
   /** The caller hashes the bytes himself (in a worker, say), and reports a mismatch himself. */
   readonly callerVerifies?: boolean | undefined;
+  /** The caller is done with a chunk when he asks for the next one, and keeps none: its memory may then be used again. */
+  readonly passing?: boolean | undefined;
   readonly attempt?: number | undefined;
 }
 

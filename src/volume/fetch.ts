@@ -15,7 +15,7 @@ export async function fetchBlob(blob: BlobHandle, path: string, options: FetchOp
   for (let attempt = 0; ; attempt++) {
     try {
       await using file = await open(path, "w", 0o600);
-      for await (const chunk of blob.stream(0, { signal: options.signal, attempt })) {
+      for await (const chunk of blob.stream(0, { signal: options.signal, attempt, passing: true })) {
         await file.writeFile(chunk);
         options.onBytes?.(chunk.byteLength);
       }
