@@ -60,7 +60,7 @@ function environment(): NodeJS.ProcessEnv {
 
 async function runTests(files: readonly string[], concurrency: number, totals: Totals): Promise<void> {
   if (files.length === 0) return;
-  const stream = run({ files: files.map((file) => join(root, file)), concurrency, timeout: 300_000 });
+  const stream = run({ files: files.map((file) => join(root, file)), concurrency, timeout: 600_000 });
   stream.on("test:summary", (summary) => {
     // the summary without a file is that of the whole run
     if (summary.file !== undefined) return;
