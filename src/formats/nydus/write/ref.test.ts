@@ -72,8 +72,32 @@ async function checkRef(stored: Uint8Array, chunkSize = 1_048_576): Promise<Nydu
       const want = tar.subarray(plain, plain + points.size[context]!);
       assert.equal(Buffer.compare(nydusdDecodes(stored, points, context), want), 0, `context ${context}`);
     }
+    nydusdReadsNeighbours(points, blob!.chunks.context);
   }
   return ref;
+}
+
+/** nydusd fetches neighbouring chunks at once, from the start of the first one's context to the end of the last one's, and wants all contexts between in it. */
+function nydusdReadsNeighbours(points: WrittenRestartPoints, contextOf: Uint32Array): void {
+  let end = 0;
+  for (let context = 0; context < points.count; context++) {
+    const start = points.storedOffset[context]!;
+    assert.ok(
+      context === 0 || start > points.storedOffset[context - 1]!,
+      `context ${context} begins behind its neighbour`,
+    );
+    assert.ok(
+      start + points.storedSize[context]! >= end,
+      `context ${context} ends where its neighbour does, or behind`,
+    );
+    end = start + points.storedSize[context]!;
+  }
+  const met = [...new Set(contextOf)];
+  assert.deepEqual(
+    met,
+    Array.from({ length: points.count }, (_, context) => context),
+    "chunks meet contexts in order",
+  );
 }
 
 test("contexts and chunks are those of the real tool", async () => {
@@ -193,6 +217,13 @@ test("files that end with their gzip member reach into the next one that has dat
   await checkRef(Buffer.concat([...odd, Buffer.alloc(100)]));
   // stored blocks
   await checkRef(Buffer.concat(pieces.map((bytes) => member(bytes, 0))));
+  // a context of its own that has less of its member than the one before took of it
+  const tiny = writeTar([{ path: "b", data: "0", mode: 0, mtime: 0 }]);
+  const { layer } = await checkRef(
+    Buffer.concat([...pieces.slice(0, 2), tiny].map((bytes) => member(bytes))),
+    2_097_152,
+  );
+  assert.equal(layer.blob!.chunks.restarts!.count, 2);
 });
 
 test("a layer whose last bytes are a file's is refused: nydusd cannot decode it", async () => {
