@@ -2,10 +2,9 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { after, afterEach, test } from "node:test";
+import { after, test } from "node:test";
 import { setTimeout } from "node:timers/promises";
 import { chunkInfos, decodedBootstrap, nydusBlob, nydusBootstrap } from "../../test/suites/golden-nydus.ts";
 import {
@@ -19,6 +18,7 @@ import {
   mergedGolden,
   partOf,
 } from "../../test/suites/nydus-merged.ts";
+import { BOOT, LayerStores, OTHER_BOOT } from "../../test/tools/layer-stores.ts";
 import { onSync } from "../../test/tools/syncs.ts";
 import { isHeadstartError } from "../base/errors.ts";
 import { ADDRESS_SPACE } from "../erofs/file-tree.ts";
@@ -27,41 +27,21 @@ import { readBootstrap } from "../formats/nydus/bootstrap.ts";
 import { mergedNydus } from "../formats/nydus/merged.ts";
 import { Decoders } from "./decoders.ts";
 import type { LayerImage } from "./layer-image.ts";
-import { LayerStore, type LayerStoreOptions } from "./store.ts";
+import type { LayerStore, LayerStoreOptions } from "./store.ts";
 
-const BOOT = "11111111-2222-3333-4444-555555555555";
 const DEVICE_FILL = join(import.meta.dirname, "../../test/fakes/device-fill.ts");
-const NEXT_BOOT = "66666666-2222-3333-4444-555555555555";
 
 const decoders = new Decoders({ threads: 2 });
 after(() => decoders[Symbol.asyncDispose]());
 
-const roots: string[] = [];
-const stores: LayerStore[] = [];
-afterEach(async () => {
-  for (const store of stores.splice(0)) await store[Symbol.asyncDispose]();
-  for (const root of roots.splice(0)) rmSync(root, { recursive: true, force: true });
-});
+const stores = new LayerStores();
 
-function newRoot(): string {
-  const root = mkdtempSync(join(tmpdir(), "devices-test-"));
-  roots.push(root);
-  return root;
-}
-
-async function openStore(
+function openStore(
   root: string,
   fetcher: GoldenFetcher,
   options: Partial<LayerStoreOptions> = {},
 ): Promise<LayerStore> {
-  const store = await LayerStore.open(root, { fetcher, decoders, bootId: BOOT, ...options });
-  stores.push(store);
-  return store;
-}
-
-async function close(store: LayerStore): Promise<void> {
-  stores.splice(stores.indexOf(store), 1);
-  await store[Symbol.asyncDispose]();
+  return stores.open(root, { fetcher, decoders, ...options });
 }
 
 function create(store: LayerStore, name: string, merged: MergedImage): Promise<LayerImage> {
@@ -89,7 +69,7 @@ for (const variant of [
   test(`every file of the golden image ${variant} is what it should be, and then the image is complete`, async () => {
     const merged = mergedGolden(variant);
     const fetcher = new GoldenFetcher();
-    const store = await openStore(newRoot(), fetcher);
+    const store = await openStore(stores.newRoot(), fetcher);
     const image = await create(store, variant, merged);
     assert.equal(image.isComplete, false);
     assert.equal(image.state.t, "sealed");
@@ -120,7 +100,7 @@ test("files of an image in RAFS v5, whose chunks lie on no blocks, are verified 
     all,
     here.map(({ inode }) => inode),
   );
-  const store = await openStore(newRoot(), new GoldenFetcher());
+  const store = await openStore(stores.newRoot(), new GoldenFetcher());
   const image = await create(store, "v5", merged);
   const expected = new Set(golden("v6-zstd-1m").values());
   for (const { inode, path } of filesOf(merged.tree))
@@ -162,7 +142,7 @@ function piecesOf(merged: MergedImage, inode: number): { space: number; piece: n
 
 test("the background fills what the author wants first, then everything, and seals the data files", async () => {
   const fetcher = new GoldenFetcher();
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, fetcher);
   const last = files.at(-1)!;
   const image = await create(store, "first", {
@@ -179,21 +159,21 @@ test("the background fills what the author wants first, then everything, and sea
     image.devices.map(() => "sealed"),
   );
   const fetched = fetcher.calls.length;
-  await close(store);
-  for (const bootId of [BOOT, NEXT_BOOT]) {
+  await stores.close(store);
+  for (const bootId of [BOOT, OTHER_BOOT]) {
     const again = await openStore(root, fetcher, { bootId });
     const reopened = await again.get(image.id);
     assert.equal(reopened.isComplete, true);
     assert.equal(hexOf(await contentOf(reopened, whole, last.inode)), truth("v6-zstd-1m", whole, last.inode));
     assert.ok(statSync(reopened.devices[0]!.layer.path).mode % 0o1000 === 0o400);
-    await close(again);
+    await stores.close(again);
   }
   assert.equal(fetcher.calls.length, fetched);
 });
 
 test("images share the data file of a blob, each chunk is fetched once, and each is complete when its own chunks are there", async () => {
   const fetcher = new GoldenFetcher();
-  const store = await openStore(newRoot(), fetcher);
+  const store = await openStore(stores.newRoot(), fetcher);
   const [a, b] = [partOf(whole, inodesOf(0, 60)), partOf(whole, inodesOf(40, 100))];
   const first = await create(store, "a", a);
   const [second, third] = await Promise.all([create(store, "b", b), create(store, "c", b)]);
@@ -219,7 +199,7 @@ test("images share the data file of a blob, each chunk is fetched once, and each
 
 test("a chunk that no image binds is neither fetched nor readable until one does", async () => {
   const fetcher = new GoldenFetcher();
-  const store = await openStore(newRoot(), fetcher);
+  const store = await openStore(stores.newRoot(), fetcher);
   const image = await create(store, "a", partOf(whole, inodesOf(0, 1)));
   const { layer } = image.devices[0]!;
   const other = piecesOf(
@@ -242,7 +222,7 @@ test("a chunk that no image binds is neither fetched nor readable until one does
 
 test("an image that says otherwise of a chunk has a data file of its own, and harms nobody", async () => {
   const fetcher = new GoldenFetcher();
-  const store = await openStore(newRoot(), fetcher);
+  const store = await openStore(stores.newRoot(), fetcher);
   const inode = inodesOf(10, 11)[0]!;
   const { space, piece } = piecesOf(whole, inode)[0]!;
   const liar = await create(store, "liar", lyingAbout(whole, space, piece));
@@ -264,7 +244,7 @@ for (const variant of ["v6-zstd-1m-batch", "v6-zran"]) {
   test(`a lie about one chunk leaves the others of its unit readable, for other images too (${variant})`, async () => {
     const merged = mergedGolden(variant);
     const fetcher = new GoldenFetcher();
-    const store = await openStore(newRoot(), fetcher);
+    const store = await openStore(stores.newRoot(), fetcher);
     // a unit that holds whole files of its own
     const place = (inode: number) => {
       const { space, piece } = piecesOf(merged, inode)[0]!;
@@ -305,7 +285,7 @@ for (const variant of ["v6-zstd-1m-batch", "v6-zran"]) {
 
 test("wrong bytes from the registry are fetched again, also such that do not decode, and are never seen", async () => {
   const fetcher = new GoldenFetcher();
-  const store = await openStore(newRoot(), fetcher);
+  const store = await openStore(stores.newRoot(), fetcher);
   let spoil = 0;
   fetcher.onFetch = (_, bytes) => {
     // the middle of a frame gives other bytes, its head an error
@@ -319,7 +299,7 @@ test("wrong bytes from the registry are fetched again, also such that do not dec
 
 test("a chunk that another blob of the node has is copied, not fetched, and verified", async () => {
   const fetcher = new GoldenFetcher();
-  const store = await openStore(newRoot(), fetcher);
+  const store = await openStore(stores.newRoot(), fetcher);
   await complete(await create(store, "zstd", whole));
   const calls = fetcher.calls.length;
   const batch = mergedGolden("v6-zstd-1m-batch");
@@ -332,7 +312,7 @@ test("a chunk that another blob of the node has is copied, not fetched, and veri
 });
 
 test("a complete data file of which more is wanted stays what it is while that cannot be noted, and takes it later", async () => {
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, new GoldenFetcher());
   const part = partOf(whole, inodesOf(0, 40));
   const small = await create(store, "small", part);
@@ -356,18 +336,18 @@ test("a complete data file that is to hold more keeps what it has when the proce
   const batch = mergedGolden("v6-zstd-1m-batch");
   const inodes = filesOf(batch.tree).map(({ inode }) => inode);
   const part = partOf(batch, inodes.slice(0, 200));
-  const root = newRoot();
+  const root = stores.newRoot();
   const first = await openStore(root, new GoldenFetcher());
   const id = (await create(first, "part", part)).id;
   await complete(await first.get(id));
-  await close(first);
-  const child = spawnSync(process.execPath, [DEVICE_FILL, root, NEXT_BOOT], {
+  await stores.close(first);
+  const child = spawnSync(process.execPath, [DEVICE_FILL, root, OTHER_BOOT], {
     env: { ...process.env, HEADSTART_FAILPOINTS: "layer:data-extend=exit" },
     encoding: "utf8",
   });
   assert.equal(child.signal, "SIGKILL", child.stderr);
   const fetcher = new GoldenFetcher();
-  const store = await openStore(root, fetcher, { bootId: NEXT_BOOT });
+  const store = await openStore(root, fetcher, { bootId: OTHER_BOOT });
   const image = await store.get(id);
   const expected = new Set(golden("v6-zstd-1m-batch").values());
   for (const { inode, path } of filesOf(part.tree))
@@ -377,7 +357,7 @@ test("a complete data file that is to hold more keeps what it has when the proce
 });
 
 test("what an image wants besides, and gets, while a data file is being synced is synced too before it counts as complete", async (t) => {
-  const store = await openStore(newRoot(), new GoldenFetcher());
+  const store = await openStore(stores.newRoot(), new GoldenFetcher());
   const image = await create(store, "part", partOf(whole, inodesOf(0, 1)));
   const { layer } = image.devices[0]!;
   let syncs = 0;
@@ -397,7 +377,7 @@ test("what an image wants besides, and gets, while a data file is being synced i
 });
 
 test("an image over a complete data file can be opened while another one adds to that", async (t) => {
-  const store = await openStore(newRoot(), new GoldenFetcher());
+  const store = await openStore(stores.newRoot(), new GoldenFetcher());
   const small = await create(store, "small", partOf(whole, inodesOf(0, 40)));
   await complete(small);
   await small.close();
@@ -413,7 +393,7 @@ test("an image over a complete data file can be opened while another one adds to
 });
 
 test("data files go when the last image that refers to them has gone", async () => {
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, new GoldenFetcher());
   const a = await create(store, "a", partOf(whole, inodesOf(0, 1)));
   const b = await create(store, "b", whole);
@@ -437,7 +417,7 @@ test("data files go when the last image that refers to them has gone", async () 
 });
 
 test("what was filled is believed in the same boot, and after another only what was sealed", async () => {
-  const root = newRoot();
+  const root = stores.newRoot();
   const fetcher = new GoldenFetcher();
   const first = await openStore(root, fetcher);
   const part = partOf(whole, inodesOf(0, 40));
@@ -445,13 +425,13 @@ test("what was filled is believed in the same boot, and after another only what 
   const some = filesOf(part.tree).slice(0, 20);
   for (const { inode } of some) await contentOf(image, part, inode);
   const calls = fetcher.calls.length;
-  await close(first);
+  await stores.close(first);
   const second = await openStore(root, fetcher);
   const again = await second.get(image.id);
   for (const { inode } of some) await contentOf(again, part, inode);
   assert.equal(fetcher.calls.length, calls);
-  await close(second);
-  const third = await openStore(root, fetcher, { bootId: NEXT_BOOT });
+  await stores.close(second);
+  const third = await openStore(root, fetcher, { bootId: OTHER_BOOT });
   const after = await third.get(image.id);
   assert.equal(after.isComplete, false);
   const name = Number(some[0]!.path.slice(2));
@@ -478,14 +458,14 @@ test("a process that is killed at any time leaves what the next one can go on wi
     "layer:unit-bit=9*exit",
   ];
   for (const [index, point] of points.entries()) {
-    const root = newRoot();
+    const root = stores.newRoot();
     const rule = point.includes("=") ? point : `${point}=exit`;
     const child = spawnSync(process.execPath, [DEVICE_FILL, root, BOOT], {
       env: { ...process.env, HEADSTART_FAILPOINTS: rule },
       encoding: "utf8",
     });
     assert.equal(child.signal, "SIGKILL", `${rule}: ${child.stderr}`);
-    const store = await openStore(root, new GoldenFetcher(), { bootId: index % 2 === 0 ? BOOT : NEXT_BOOT });
+    const store = await openStore(root, new GoldenFetcher(), { bootId: index % 2 === 0 ? BOOT : OTHER_BOOT });
     for (const [name, merged] of [
       ["whole", batch],
       ["part", part],
@@ -496,12 +476,12 @@ test("a process that is killed at any time leaves what the next one can go on wi
       await complete(image);
       assert.ok(image.devices.every(({ layer }) => layer.state.t === "sealed"));
     }
-    await close(store);
+    await stores.close(store);
   }
 });
 
 test("a store of before data files is opened, and its layers keep their keys", async () => {
-  const root = newRoot();
+  const root = stores.newRoot();
   const { DatabaseSync } = await import("node:sqlite");
   const db = new DatabaseSync(join(root, "layers.db"));
   db.exec(VERSION_1);
@@ -527,7 +507,7 @@ const VERSION_1 = `CREATE TABLE layers (
    VALUES ('${X} ${X} upper soci -', 'opening', '${X}', 1, 'x', '${X}', 'upper', 'soci', '{}', 0);`;
 
 test("a thread makes of a bootstrap what it is here, and a bad one is refused with the same error", async () => {
-  const store = await openStore(newRoot(), new GoldenFetcher());
+  const store = await openStore(stores.newRoot(), new GoldenFetcher());
   const bytes = nydusBootstrap("v6-zran");
   const bootstrap = await store.readBootstrap(bytes, "v6-zran");
   const sizes = bootstrap.blobs.map((blob) => nydusBlob(blob.id)!.byteLength);
@@ -539,7 +519,7 @@ test("a thread makes of a bootstrap what it is here, and a bad one is refused wi
 });
 
 test("an image that claims more data than fits into memory as bits is refused before anything is made of it", async () => {
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, new GoldenFetcher());
   const many = manyBlobs(2);
   many.blobs[1]!.table.units.pieceAddress[0] = 2 ** 41;

@@ -2,12 +2,12 @@
 
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { mkdtempSync, readdirSync, readFileSync, readSync, rmSync, statSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readdirSync, readFileSync, readSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { after, afterEach, test } from "node:test";
+import { after, test } from "node:test";
 import { MemoryFetcher } from "../../test/fakes/plain-layer.ts";
 import { fixtureLayers, type GoldenLayer, goldenZtocs } from "../../test/suites/golden-soci.ts";
+import { LayerStores, OTHER_BOOT } from "../../test/tools/layer-stores.ts";
 import { sha256 } from "../base/digest.ts";
 import { HeadstartError, isHeadstartError } from "../base/errors.ts";
 import { readFully } from "../base/files.ts";
@@ -17,36 +17,15 @@ import { sociFormat } from "../formats/soci/adapter.ts";
 import { Decoders } from "./decoders.ts";
 import type { BlobStream } from "./interfaces.ts";
 import type { LayerImage } from "./layer-image.ts";
-import { LayerStore, type LayerStoreOptions } from "./store.ts";
-
-const BOOT = "11111111-2222-3333-4444-555555555555";
-const OTHER_BOOT = "99999999-2222-3333-4444-555555555555";
+import type { LayerStore, LayerStoreOptions } from "./store.ts";
 
 const decoders = new Decoders({ threads: 2 });
 after(() => decoders[Symbol.asyncDispose]());
 
-const roots: string[] = [];
-const stores: LayerStore[] = [];
-afterEach(async () => {
-  for (const store of stores.splice(0)) await store[Symbol.asyncDispose]();
-  for (const root of roots.splice(0)) rmSync(root, { recursive: true, force: true });
-});
+const stores = new LayerStores();
 
-function newRoot(): string {
-  const root = mkdtempSync(join(tmpdir(), "layer-golden-"));
-  roots.push(root);
-  return root;
-}
-
-async function openStore(root: string, options: Partial<LayerStoreOptions> = {}): Promise<LayerStore> {
-  const store = await LayerStore.open(root, {
-    fetcher: new MemoryFetcher(new Uint8Array(0)),
-    decoders,
-    bootId: BOOT,
-    ...options,
-  });
-  stores.push(store);
-  return store;
+function openStore(root: string, options: Partial<LayerStoreOptions> = {}): Promise<LayerStore> {
+  return stores.open(root, { fetcher: new MemoryFetcher(new Uint8Array(0)), decoders, ...options });
 }
 
 /** A blob in memory that comes in chunks; `breakAt` are offsets at which the stream breaks once each. */
@@ -136,7 +115,7 @@ const sorted = (digests: Map<string, string>) => [...digests].sort(([a], [b]) =>
 
 for (const variant of ["tar", "gogz", "multigz", "fnamegz", "pigz", "zstd", "multizstd"]) {
   test(`layers of ${variant} are pulled eagerly to what containerd unpacks`, async () => {
-    const store = await openStore(newRoot());
+    const store = await openStore(stores.newRoot());
     const layers = fixtureLayers(variant);
     const pulls = await Promise.all(
       layers.map((identity, number) =>
@@ -157,7 +136,7 @@ test("layers with golden zTOCs fill lazily to the same files, and their eager an
     const identity = fixtureLayers(golden.variant)[golden.layerNumber]!;
     const role = golden.layerNumber === 0 ? "lowest" : "upper";
     const fetcher = new MemoryFetcher(identity.bytes);
-    const store = await openStore(newRoot(), { fetcher });
+    const store = await openStore(stores.newRoot(), { fetcher });
     const lazy = sociFormat.openLayer({ identity, role, table: golden.bytes, extras: [] });
     const layer = await store.createLazy({
       identity,
@@ -179,7 +158,7 @@ test("layers with golden zTOCs fill lazily to the same files, and their eager an
 
 test("an eager pull goes on where its stream broke", async () => {
   const [identity] = fixtureLayers("gogz") as [GoldenLayer];
-  const store = await openStore(newRoot(), { clock: instantClock });
+  const store = await openStore(stores.newRoot(), { clock: instantClock });
   const blob = streamOf(identity, { breakAt: [100_000, 100_000, 400_000] });
   const { done, layer } = await store.createEager({ identity, role: "lowest", blob, source: {} });
   await done;
@@ -189,7 +168,7 @@ test("an eager pull goes on where its stream broke", async () => {
 
 test("wrong bytes, too few and too many of them never become a layer, and the next pull works under the same id", async () => {
   const [identity] = fixtureLayers("gogz") as [GoldenLayer];
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, { clock: instantClock });
   const flipped = Buffer.from(identity.bytes);
   flipped[300_000]! ^= 1;
@@ -221,7 +200,7 @@ test("wrong bytes, too few and too many of them never become a layer, and the ne
 test("a layer that is not what its diffID says, or that containerd refuses, is broken for good", async () => {
   const [identity] = fixtureLayers("gogz") as [GoldenLayer];
   const [refused] = fixtureLayers("odd-contiguous") as [GoldenLayer];
-  const store = await openStore(newRoot());
+  const store = await openStore(stores.newRoot());
   const cases = [
     [{ ...identity, diffID: sha256(Buffer.from("other")) as GoldenLayer["diffID"] }, "HS_DIFFID_MISMATCH"],
     [refused, "HS_LAYER_REFUSED"],
@@ -240,7 +219,7 @@ test("a layer that is not what its diffID says, or that containerd refuses, is b
 
 test("two images that pull one layer at once pull it once", async () => {
   const [identity] = fixtureLayers("gogz") as [GoldenLayer];
-  const store = await openStore(newRoot());
+  const store = await openStore(stores.newRoot());
   const blobs = [streamOf(identity), streamOf(identity)];
   const pulls = await Promise.all(
     blobs.map((blob) => store.createEager({ identity, role: "lowest", blob, source: {} })),
@@ -252,7 +231,7 @@ test("two images that pull one layer at once pull it once", async () => {
 
 test("a closed store ends a pull that hangs, and the next start pulls again", async () => {
   const [identity] = fixtureLayers("gogz") as [GoldenLayer];
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root);
   const hanging: BlobStream = {
     digest: identity.digest,
@@ -265,7 +244,7 @@ test("a closed store ends a pull that hangs, and the next start pulls again", as
   const { done, layer } = await store.createEager({ identity, role: "lowest", blob: hanging, source: {} });
   const ended = assert.rejects(done, (error) => isHeadstartError(error, "HS_CANCELED"));
   await new Promise((resolve) => setTimeout(resolve, 50));
-  await stores.pop()![Symbol.asyncDispose]();
+  await stores.close(store);
   await ended;
   const again = await openStore(root);
   const pull = await again.createEager({ identity, role: "lowest", blob: streamOf(identity), source: {} });
@@ -275,14 +254,14 @@ test("a closed store ends a pull that hangs, and the next start pulls again", as
 
 test("a sealed eager layer is there after a reboot, one that was not synced is not believed", async () => {
   const [first, second] = fixtureLayers("gogz") as [GoldenLayer, GoldenLayer];
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root);
   const pulls = [
     await store.createEager({ identity: first, role: "lowest", blob: streamOf(first), source: {} }),
     await store.createEager({ identity: second, role: "upper", blob: streamOf(second), source: {} }),
   ];
   for (const { done } of pulls) await done;
-  await stores.pop()![Symbol.asyncDispose]();
+  await stores.close(store);
   for (const { layer } of pulls) assert.equal(layer.state.t, "sealed");
   const { DatabaseSync } = await import("node:sqlite");
   const db = new DatabaseSync(join(root, "layers.db"));
@@ -298,7 +277,7 @@ test("a layer file says nothing about who made it: the same layer gives the same
   const [identity] = fixtureLayers("multigz") as [GoldenLayer];
   const images: Buffer[] = [];
   for (const chunkBytes of [1000, 65_536, 1_000_000]) {
-    const store = await openStore(newRoot());
+    const store = await openStore(stores.newRoot());
     const { layer, done } = await store.createEager({
       identity,
       role: "lowest",

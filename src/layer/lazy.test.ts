@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readSync, rmSync, statSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, readdirSync, readSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { after, afterEach, test } from "node:test";
+import { after, test } from "node:test";
 import { MemoryFetcher, makePlainLayer, noise, type PlainFile, type PlainLayer } from "../../test/fakes/plain-layer.ts";
+import { BOOT, LayerStores, OTHER_BOOT } from "../../test/tools/layer-stores.ts";
 import { onSync } from "../../test/tools/syncs.ts";
 import { sha256 } from "../base/digest.ts";
 import { HeadstartError, isHeadstartError } from "../base/errors.ts";
@@ -12,9 +12,8 @@ import { BLOCK_SIZE } from "../erofs/placement.ts";
 import { layoutLazy } from "../erofs/write.ts";
 import { Decoders } from "./decoders.ts";
 import type { LayerImage } from "./layer-image.ts";
-import { LayerStore, type LayerStoreOptions } from "./store.ts";
+import type { LayerStore, LayerStoreOptions } from "./store.ts";
 
-const BOOT = "11111111-2222-3333-4444-555555555555";
 const SIZES = [0, 1, 511, 512, 4095, 4096, 4097, 300_000, 65_536, 70_000, 17, 4096, 1_000_000, 3, 8192];
 const FILES: readonly PlainFile[] = SIZES.map((size, index) => ({
   name: `file-${String(index).padStart(2, "0")}`,
@@ -27,34 +26,15 @@ const decoders = new Decoders({
 });
 after(() => decoders[Symbol.asyncDispose]());
 
-const roots: string[] = [];
-const stores: LayerStore[] = [];
-afterEach(async () => {
-  for (const store of stores.splice(0)) await store[Symbol.asyncDispose]();
-  for (const root of roots.splice(0)) rmSync(root, { recursive: true, force: true });
-});
+const stores = new LayerStores();
 
-function newRoot(): string {
-  const root = mkdtempSync(join(tmpdir(), "layer-test-"));
-  roots.push(root);
-  return root;
-}
-
-async function openStore(
+function openStore(
   root: string,
   plain: PlainLayer,
   fetcher: MemoryFetcher,
   options: Partial<LayerStoreOptions> = {},
 ): Promise<LayerStore> {
-  const store = await LayerStore.open(root, {
-    fetcher,
-    decoders,
-    bootId: BOOT,
-    openLazy: () => plain.lazy,
-    ...options,
-  });
-  stores.push(store);
-  return store;
+  return stores.open(root, { fetcher, decoders, openLazy: () => plain.lazy, ...options });
 }
 
 function create(store: LayerStore, plain: PlainLayer): Promise<LayerImage> {
@@ -98,7 +78,7 @@ async function assertFile(layer: LayerImage, plain: PlainLayer, index: number): 
 test("every file of a lazy layer reads right, and only the units that it needs are fetched", async () => {
   const plain = makePlainLayer(FILES);
   const fetcher = new MemoryFetcher(plain.blob);
-  const store = await openStore(newRoot(), plain, fetcher);
+  const store = await openStore(stores.newRoot(), plain, fetcher);
   const layer = await create(store, plain);
   assert.equal(layer.state.t, "lazy");
   assert.equal(fetcher.calls.length, 0);
@@ -113,7 +93,7 @@ test("fifty readers that come at once cause each unit to be fetched and decoded 
   const plain = makePlainLayer(FILES);
   const fetcher = new MemoryFetcher(plain.blob);
   fetcher.onFetch = () => new Promise((resolve) => setTimeout(resolve, 5));
-  const store = await openStore(newRoot(), plain, fetcher);
+  const store = await openStore(stores.newRoot(), plain, fetcher);
   const layer = await create(store, plain);
   const indexes = Array.from({ length: 50 }, (_, reader) => reader % FILES.length);
   await Promise.all(indexes.map((index) => assertFile(layer, plain, index)));
@@ -127,7 +107,7 @@ test("wrong bytes are fetched again from another source, and a reader never sees
   fetcher.onFetch = (call, bytes) => {
     if (call.attempt < 2) bytes[100]! ^= 1;
   };
-  const store = await openStore(newRoot(), plain, fetcher);
+  const store = await openStore(stores.newRoot(), plain, fetcher);
   const layer = await create(store, plain);
   await assertFile(layer, plain, 7);
   assert.deepEqual(
@@ -143,7 +123,7 @@ test("bytes that are wrong every time are an error for their range only, the uni
   fetcher.onFetch = (call, bytes) => {
     if (call.start === bad) bytes[0]! ^= 0xff;
   };
-  const store = await openStore(newRoot(), plain, fetcher);
+  const store = await openStore(stores.newRoot(), plain, fetcher);
   const layer = await create(store, plain);
   const { start, end } = placeOf(plain, 7);
   await assert.rejects(layer.ensure({ start, end }), (error) => isHeadstartError(error, "HS_UNIT_DIGEST"));
@@ -157,7 +137,7 @@ test("bytes that are wrong every time are an error for their range only, the uni
 test("a table of contents that lies about a file is found before one of its bytes can be read, also in the middle", async () => {
   const plain = makePlainLayer(FILES, { lies: new Set(["file-12"]) });
   const failures: HeadstartError[] = [];
-  const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob), {
+  const store = await openStore(stores.newRoot(), plain, new MemoryFetcher(plain.blob), {
     onIndexFailure: (_, error) => failures.push(error),
   });
   const layer = await create(store, plain);
@@ -184,7 +164,7 @@ test("a reader that gives up leaves the others waiting, and the last one to leav
         reject(signal.reason);
       });
     });
-  const store = await openStore(newRoot(), plain, fetcher);
+  const store = await openStore(stores.newRoot(), plain, fetcher);
   const layer = await create(store, plain);
   const [first, second] = [new AbortController(), new AbortController()];
   const { start, end } = placeOf(plain, 1);
@@ -206,18 +186,18 @@ test("a read that nothing answers ends at its deadline", async () => {
   const fetcher = new MemoryFetcher(plain.blob);
   fetcher.onFetch = (_, __, signal) =>
     new Promise((_resolve, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
-  const store = await openStore(newRoot(), plain, fetcher, { deadlineMs: 30 });
+  const store = await openStore(stores.newRoot(), plain, fetcher, { deadlineMs: 30 });
   const layer = await create(store, plain);
   await assert.rejects(layer.ensure(placeOf(plain, 1)), (error) => isHeadstartError(error, "HS_FILL_TIMEOUT"));
 });
 
 test("what was filled is still filled after the store was closed and opened again in the same boot", async () => {
   const plain = makePlainLayer(FILES);
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, plain, new MemoryFetcher(plain.blob));
   const { id } = await create(store, plain);
   await assertFile(await store.get(id), plain, 12);
-  await stores.pop()![Symbol.asyncDispose]();
+  await stores.close(store);
 
   const fetcher = new MemoryFetcher(plain.blob);
   const again = await (await openStore(root, plain, fetcher)).get(id);
@@ -229,15 +209,14 @@ test("what was filled is still filled after the store was closed and opened agai
 
 test("after a reboot nothing that was not sealed is believed", async () => {
   const plain = makePlainLayer(FILES);
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, plain, new MemoryFetcher(plain.blob));
   const { id } = await create(store, plain);
   await assertFile(await store.get(id), plain, 12);
-  await stores.pop()![Symbol.asyncDispose]();
+  await stores.close(store);
 
   const fetcher = new MemoryFetcher(plain.blob);
-  const bootId = "99999999-2222-3333-4444-555555555555";
-  const again = await (await openStore(root, plain, fetcher, { bootId })).get(id);
+  const again = await (await openStore(root, plain, fetcher, { bootId: OTHER_BOOT })).get(id);
   assert.equal(again.statistics().unitsFilled, 0);
   await assertFile(again, plain, 12);
   assert.ok(fetcher.calls.length > 0);
@@ -245,10 +224,10 @@ test("after a reboot nothing that was not sealed is believed", async () => {
 
 test("a damaged index or placement breaks that layer alone, with a reason", async () => {
   const plain = makePlainLayer(FILES);
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, plain, new MemoryFetcher(plain.blob));
   const { id } = await create(store, plain);
-  await stores.pop()![Symbol.asyncDispose]();
+  await stores.close(store);
   const { truncateSync } = await import("node:fs");
   truncateSync(join(root, "layers", String(id), "placement"), 100);
   const again = await openStore(root, plain, new MemoryFetcher(plain.blob));
@@ -261,7 +240,7 @@ test("a damaged index or placement breaks that layer alone, with a reason", asyn
 
 test("the background fill completes, verifies and seals a layer, which then needs nothing but its file", async () => {
   const plain = makePlainLayer(FILES);
-  const root = newRoot();
+  const root = stores.newRoot();
   const fetcher = new MemoryFetcher(plain.blob);
   const store = await openStore(root, plain, fetcher);
   const layer = await create(store, plain);
@@ -273,11 +252,9 @@ test("the background fill completes, verifies and seals a layer, which then need
   await layer.close();
   assert.deepEqual(readdirSync(join(root, "layers", String(layer.id))).toSorted(), ["image", "tree"]);
   assert.equal(statSync(layer.path).mode & 0o777, 0o400);
-  await stores.pop()![Symbol.asyncDispose]();
+  await stores.close(store);
 
-  const again = await (await openStore(root, plain, fetcher, { bootId: "99999999-2222-3333-4444-555555555555" })).get(
-    layer.id,
-  );
+  const again = await (await openStore(root, plain, fetcher, { bootId: OTHER_BOOT })).get(layer.id);
   assert.equal(again.state.t, "sealed");
   for (let index = 0; index < FILES.length; index++) await assertFile(again, plain, index);
   assert.equal(fetcher.calls.length, plain.lazy.units.unitCount);
@@ -285,7 +262,7 @@ test("the background fill completes, verifies and seals a layer, which then need
 
 test("a layer that the disk does not take is broken, however it came: a second attempt to sync it would prove nothing", async (t) => {
   const plain = makePlainLayer(FILES);
-  const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
+  const store = await openStore(stores.newRoot(), plain, new MemoryFetcher(plain.blob));
   const refused = new Set<string>();
   await onSync(t, async (path, sync) => {
     if (!path.endsWith("/image") || refused.has(path)) return await sync();
@@ -316,12 +293,12 @@ test("a layer that the disk does not take is broken, however it came: a second a
 test("a sealed layer of which a file is lost, as after a removal that a power loss undid in part, is made anew", async () => {
   const plain = makePlainLayer(FILES);
   for (const name of ["image", "tree"]) {
-    const root = newRoot();
+    const root = stores.newRoot();
     const store = await openStore(root, plain, new MemoryFetcher(plain.blob));
     const layer = await create(store, plain);
     layer.startBackground();
     await layer.whenComplete();
-    await stores.pop()![Symbol.asyncDispose]();
+    await stores.close(store);
     rmSync(join(root, "layers", String(layer.id), name));
     const again = await openStore(root, plain, new MemoryFetcher(plain.blob));
     assert.equal(again.findUsable(plain.identity, "lowest"), null);
@@ -333,7 +310,7 @@ test("a sealed layer of which a file is lost, as after a removal that a power lo
 
 test("a layer whose whole is not what its diffID says is not sealed", async () => {
   const plain = makePlainLayer(FILES, { diffID: sha256(Buffer.from("something else")) });
-  const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
+  const store = await openStore(stores.newRoot(), plain, new MemoryFetcher(plain.blob));
   const layer = await create(store, plain);
   layer.startBackground();
   await assert.rejects(layer.whenComplete(), (error) => isHeadstartError(error, "HS_LAYER_BROKEN"));
@@ -343,7 +320,7 @@ test("a layer whose whole is not what its diffID says is not sealed", async () =
 test("zeros behind the end of the archive that the index does not count do not hinder the seal", async () => {
   const padded = Buffer.concat([makePlainLayer(FILES).blob, new Uint8Array(9 * 1024)]);
   const plain = makePlainLayer(FILES, { diffID: sha256(padded) });
-  const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
+  const store = await openStore(stores.newRoot(), plain, new MemoryFetcher(plain.blob));
   const layer = await create(store, plain);
   layer.startBackground();
   await layer.whenComplete();
@@ -366,7 +343,7 @@ test("the background fill waits out a registry that is away, and demand goes on 
       return Promise.resolve();
     },
   };
-  const store = await openStore(newRoot(), plain, fetcher, { clock });
+  const store = await openStore(stores.newRoot(), plain, fetcher, { clock });
   const layer = await create(store, plain);
   layer.startBackground();
   await layer.whenComplete();
@@ -375,7 +352,7 @@ test("the background fill waits out a registry that is away, and demand goes on 
 
 test("two images that share a layer get the same one; as a lowest and as an upper layer it is not the same", async () => {
   const plain = makePlainLayer(FILES);
-  const store = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
+  const store = await openStore(stores.newRoot(), plain, new MemoryFetcher(plain.blob));
   const [first, second] = await Promise.all([create(store, plain), create(store, plain)]);
   assert.equal(first, second);
   const upper = await store.createLazy({
@@ -391,7 +368,7 @@ test("two images that share a layer get the same one; as a lowest and as an uppe
 
 test("a removed layer leaves no file, and its id is not used again", async () => {
   const plain = makePlainLayer(FILES);
-  const root = newRoot();
+  const root = stores.newRoot();
   const store = await openStore(root, plain, new MemoryFetcher(plain.blob));
   const { id } = await create(store, plain);
   assert.ok(store.list()[0]!.diskBytes > 0);
@@ -419,7 +396,7 @@ test("a process that is killed while it fills loses nothing that it had filled, 
     ["layer:data-write=9*exit", 1, units - 1],
     ["layer:sealed=exit", units, units],
   ] as const) {
-    const root = newRoot();
+    const root = stores.newRoot();
     killedAt(point, root, "lazy");
     const fetcher = new MemoryFetcher(plain.blob);
     const store = await openStore(root, plain, fetcher);
@@ -449,7 +426,7 @@ test("a pull that is killed begins anew under the same id; one that was complete
     ["layer:eager-metadata=exit", "opening"],
     ["layer:sealed=exit", "syncing"],
   ] as const) {
-    const root = newRoot();
+    const root = stores.newRoot();
     killedAt(point, root, "eager");
     const store = await openStore(root, plain, new MemoryFetcher(plain.blob));
     const [row] = store.list();
@@ -459,7 +436,7 @@ test("a pull that is killed begins anew under the same id; one that was complete
     await done;
     assert.equal(layer.id, row!.id);
     const image = bytesAt(layer, 0, layer.size);
-    const other = await openStore(newRoot(), plain, new MemoryFetcher(plain.blob));
+    const other = await openStore(stores.newRoot(), plain, new MemoryFetcher(plain.blob));
     const pull = await other.createEager({ identity, role: "lowest", blob, source: {} });
     await pull.done;
     assert.equal(Buffer.compare(image, bytesAt(pull.layer, 0, pull.layer.size)), 0);
