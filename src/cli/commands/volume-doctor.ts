@@ -33,7 +33,7 @@ moved, or a snapshot is complete, is not seen here.
 Checked are: the system and platform the volume is made for, snapshotter, instance store, the
 disk made of the snapshot, its size and speed, encryption, how it loads, pins, kubelet's image
 collection, pull policies, the names that pods use, the sandbox image; on a node also what
-containerd's databases hold. Exit 1 when a check fails.
+containerd's databases hold, and that the disk is the volume, grown. Exit 1 when a check fails.
 
 Examples:
   headstart volume doctor nodeclass.yaml --volume data.img

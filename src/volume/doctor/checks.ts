@@ -6,7 +6,7 @@
 import { GiB } from "../../base/limits.ts";
 import { formatReference, parseReference } from "../../oci/reference.ts";
 import { DEFAULT_RATE, hydrationSeconds, RATE_MAX } from "../hydration.ts";
-import type { BlockDevice, Known, NodeFacts } from "./facts.ts";
+import type { BlockDevice, Known, LiveMount, NodeFacts } from "./facts.ts";
 import type { VolumeFacts } from "./volume-facts.ts";
 
 export interface Finding {
@@ -165,22 +165,30 @@ function dataDevice(facts: NodeFacts): Known<BlockDevice> | null {
   return withSnapshot.find(({ value }) => value.name !== "/dev/xvda") ?? withSnapshot[0] ?? null;
 }
 
-const disk: Judge = (facts) => {
+/** Below this part of its device a file system was not grown: its own tables take a few percent. */
+const GROWN = 0.9;
+
+function liveDisk(mount: LiveMount, where: string, volume: VolumeFacts | null): Finding {
+  const what = `containerd's directory is on ${mount.source} (${mount.type}), mounted at ${mount.mountPoint}`;
+  const advice = "mount the volume at containerd's root before containerd starts";
+  if (mount.type !== "ext4") return found("disk", "fail", `${what}: no volume that was built here`, advice, where);
+  const wanted = volume?.disk?.uuid;
+  if (mount.uuid !== null && wanted !== undefined && mount.uuid !== wanted)
+    return found("disk", "fail", `${what}: the file system ${mount.uuid}, not the volume's ${wanted}`, advice, where);
+  const { bytes, deviceBytes } = mount;
+  if (deviceBytes !== null && bytes < deviceBytes * GROWN) {
+    const gib = (each: number) => (each / GiB).toFixed(1);
+    const short = `${what}: ${gib(bytes)} of the device's ${gib(deviceBytes)} GiB, it was not grown`;
+    return found("disk", "warn", short, `resize2fs ${mount.source}`, where);
+  }
+  return ok("disk", what, where);
+}
+
+const disk: Judge = (facts, volume) => {
   if (facts.live !== null) {
-    const { mount } = facts.live.value;
-    if (mount === null)
-      return [unknown("disk", "which disk holds containerd's directory is not known", "run it on the node itself")];
-    const what = `containerd's directory is on ${mount.source} (${mount.type}), mounted at ${mount.mountPoint}`;
-    if (mount.type === "ext4") return [ok("disk", what, facts.live.where)];
-    return [
-      found(
-        "disk",
-        "fail",
-        `${what}: no volume that was built here`,
-        "mount the volume at containerd's root before containerd starts",
-        facts.live.where,
-      ),
-    ];
+    const { value, where } = facts.live;
+    if (value.mount !== null) return [liveDisk(value.mount, where, volume)];
+    return [unknown("disk", "which disk holds containerd's directory is not known", "run it on the node itself")];
   }
   if (facts.devices.length === 0) {
     const what = "no disk is named";

@@ -8,10 +8,11 @@ import fc from "fast-check";
 import { isHeadstartError } from "../../base/errors.ts";
 import { GiB } from "../../base/limits.ts";
 import { MANIFEST_SCHEMA } from "../manifest.ts";
-import type { CheckName, Finding } from "./checks.ts";
+import { type CheckName, type Finding, judge } from "./checks.ts";
 import { diagnose } from "./doctor.ts";
-import { NodeFacts } from "./facts.ts";
+import { type LiveMount, NodeFacts } from "./facts.ts";
 import { readFacts } from "./read.ts";
+import { readVolumeFile } from "./volume-facts.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "headstart-doctor-"));
 after(() => rmSync(directory, { recursive: true }));
@@ -347,6 +348,7 @@ test("a node's own files tell what is on it: the golden store of a real containe
     "node/etc/containerd/config.toml",
     'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "overlayfs"\n',
   );
+  write("node/etc/kubernetes/kubelet/config.json", '{"kind":"KubeletConfiguration","maxPods":58}');
   write("node/etc/containerd/selected-snapshotter", "ACTIVE_SNAPSHOTTER=soci\n");
   write("node/var/cache/containerd/active-snapshotter", "ACTIVE_SNAPSHOTTER=overlayfs\n");
   const look = (refs: string[]) =>
@@ -358,6 +360,35 @@ test("a node's own files tell what is on it: the golden store of a real containe
   assert.equal(level(look(["docker.io/library/tiny:2"]), "store"), "fail");
   write("node/var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db", "damaged");
   assert.equal(level(look([]), "store"), "fail");
+});
+
+test("on a node the disk has to be the volume's, and grown", () => {
+  const volume = readVolumeFile(write("live.json", manifest()));
+  const { uuid } = volume.disk!;
+  const whole: LiveMount = {
+    ...{ source: "/dev/nvme1n1p1", mountPoint: "/local", type: "ext4" },
+    ...{ uuid, bytes: 49 * GiB, deviceBytes: 50 * GiB },
+  };
+  const look = (change: Partial<LiveMount>, known = true) => {
+    const facts = new NodeFacts();
+    const nothing = { activeSnapshotter: null, selectedSnapshotter: null, used: 0.3 };
+    facts.live = { value: { store: { images: [] }, mount: { ...whole, ...change }, ...nothing }, where: "node" };
+    return level(judge(facts, known ? volume : null), "disk");
+  };
+  assert.equal(look({}), "ok");
+  assert.equal(look({ uuid: null, deviceBytes: null }), "ok");
+  assert.equal(look({ uuid: "another" }), "fail");
+  assert.equal(look({ uuid: "another" }, false), "ok");
+  assert.equal(look({ type: "xfs" }), "fail");
+  assert.equal(look({ bytes: 8 * GiB }), "warn");
+});
+
+test("of two files that say the same, or disagree, the first is believed and the second is no error", () => {
+  const kubelet = (high: number) => JSON.stringify({ kind: "KubeletConfiguration", imageGCHighThresholdPercent: high });
+  const facts = new NodeFacts();
+  for (const [index, high] of [70, 70, 90].entries()) readFacts(facts, kubelet(high), `file-${index}`);
+  assert.equal(facts.gcHigh?.value, 70);
+  assert.match(facts.gcHigh.where, /file-0/);
 });
 
 test("files that say nothing, or nonsense, are errors that name them", () => {

@@ -30,6 +30,18 @@ export interface PodImage {
   readonly pullPolicy: string | null;
 }
 
+export interface LiveMount {
+  readonly source: string;
+  readonly mountPoint: string;
+  readonly type: string;
+  /** Of the file system; null: udev does not say. */
+  readonly uuid: string | null;
+  /** Of the file system, without what its own tables take. */
+  readonly bytes: number;
+  /** Null: the source is no block device. */
+  readonly deviceBytes: number | null;
+}
+
 /** What a running node has. */
 export interface LiveFacts {
   /** containerd's root as its databases tell, or why they cannot be read. */
@@ -37,7 +49,7 @@ export interface LiveFacts {
     | { readonly images: readonly { readonly name: string; readonly pinned: boolean }[] }
     | { readonly trouble: string };
   /** Where containerd's root lies: the file system's device and mount point. */
-  readonly mount: { readonly source: string; readonly mountPoint: string; readonly type: string } | null;
+  readonly mount: LiveMount | null;
   /** Bottlerocket: which snapshotter the store was filled for, and which is set. */
   readonly activeSnapshotter: string | null;
   readonly selectedSnapshotter: string | null;
@@ -47,6 +59,8 @@ export interface LiveFacts {
 
 /** The first that says something is believed; another that says something else is not looked at, as with files that override each other. */
 export class NodeFacts {
+  /** How often anything was said, known before or not. */
+  told = 0;
   system: Known<NodeSystem> | null = null;
   snapshotter: Known<string> | null = null;
   /** Instance store takes the place of the volume. */
@@ -66,7 +80,9 @@ export class NodeFacts {
   readonly unread: Known<string>[] = [];
 
   learn<K extends Learned>(name: K, value: Value<K> | undefined | null, where: string): void {
-    if (value === undefined || value === null || value === "" || this[name] !== null) return;
+    if (value === undefined || value === null || value === "") return;
+    this.told++;
+    if (this[name] !== null) return;
     // K names one field: the value is of its type
     (this as Record<Learned, Known<unknown> | null>)[name] = { value, where };
   }

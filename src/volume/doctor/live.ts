@@ -1,12 +1,12 @@
 /** A running node, or one whose file systems lie under a directory (Bottlerocket's admin container has them at /.bottlerocket/rootfs). Reads files only. */
 
-import { existsSync, readFileSync, statfsSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, readdirSync, readFileSync, realpathSync, statfsSync } from "node:fs";
+import { basename, join } from "node:path";
 import { describeError, HeadstartError } from "../../base/errors.ts";
 import { readMountInfo } from "../../linux/mountinfo.ts";
 import { inspectRoot } from "../inspect.ts";
 import type { LiveFacts, NodeFacts } from "./facts.ts";
-import { readFacts } from "./read.ts";
+import { learnFrom } from "./read.ts";
 
 const CONTAINERD_ROOT = "/var/lib/containerd";
 /** Where nodes keep what they are told. */
@@ -26,7 +26,8 @@ export function readLive(facts: NodeFacts, root = "/"): void {
   readSystem(facts, at("/etc/os-release"));
   for (const path of CONFIGURATIONS) {
     const file = at(path);
-    if (existsSync(file)) readFacts(facts, readFileSync(file, "utf8"), file);
+    // one that leaves all as it is by default tells nothing
+    if (existsSync(file)) learnFrom(facts, readFileSync(file, "utf8"), file);
   }
   const value: LiveFacts = {
     store: images(store),
@@ -75,7 +76,27 @@ function mountOf(path: string): LiveFacts["mount"] {
       (top, each) => (top === null || each.mountPoint.length >= top.mountPoint.length ? each : top),
       null,
     );
-  return best === null ? null : { source: best.source, mountPoint: best.mountPoint, type: best.type };
+  if (best === null) return null;
+  const { source, mountPoint, type } = best;
+  const { blocks, bsize } = statfsSync(mountPoint);
+  return { source, mountPoint, type, uuid: uuidOf(source), bytes: blocks * bsize, deviceBytes: deviceBytes(source) };
+}
+
+const BY_UUID = "/dev/disk/by-uuid";
+
+function uuidOf(device: string): string | null {
+  if (!existsSync(device) || !existsSync(BY_UUID)) return null;
+  const own = realpathSync(device);
+  // a device that has just gone leaves its link for a moment
+  const leadsThere = (name: string) => existsSync(join(BY_UUID, name)) && realpathSync(join(BY_UUID, name)) === own;
+  return readdirSync(BY_UUID).find(leadsThere) ?? null;
+}
+
+/** sysfs counts sectors of 512 bytes, whatever the device's are. */
+function deviceBytes(device: string): number | null {
+  if (!existsSync(device)) return null;
+  const file = `/sys/class/block/${basename(realpathSync(device))}/size`;
+  return existsSync(file) ? Number(readFileSync(file, "utf8")) * 512 : null;
 }
 
 function usedOf(path: string): number | null {

@@ -10,11 +10,16 @@ import { MANIFEST_SCHEMA } from "../manifest.ts";
 import { Document } from "./document.ts";
 import type { NodeFacts, NodeSystem, PodImage } from "./facts.ts";
 
-/** What one file tells. Throws HS_DOCTOR_INPUT when it is none of what is known, or says what cannot be. */
-export function readFacts(facts: NodeFacts, text: string, file: string): void {
+/** False when it tells nothing. Throws HS_DOCTOR_INPUT when it says what cannot be. */
+export function learnFrom(facts: NodeFacts, text: string, file: string): boolean {
   const before = known(facts);
   readText(facts, text, `${file}: `);
-  if (known(facts) === before)
+  return known(facts) !== before;
+}
+
+/** What one file tells. Throws HS_DOCTOR_INPUT when it is none of what is known, or says what cannot be. */
+export function readFacts(facts: NodeFacts, text: string, file: string): void {
+  if (!learnFrom(facts, text, file))
     throw new HeadstartError("HS_DOCTOR_INPUT", { what: `${file}: nothing in it says anything about nodes or pods` });
 }
 
