@@ -11,7 +11,7 @@ import { randomImage } from "../test/interop/random-layers.ts";
 import { withChecksum } from "../test/tar-bytes.ts";
 import { type Fuzzer, mutate, type Random, tolerated } from "./fuzzer.ts";
 
-function build(role: "lowest" | "upper", tar: Uint8Array, chunk: number): FileTree {
+export function buildTree(role: "lowest" | "upper", tar: Uint8Array, chunk: number): FileTree {
   const builder = new LayerTreeBuilder(role, "fuzz");
   const reader = new TarReader({ entry: (entry) => builder.add(entry).dataWanted, data() {} }, { layer: "fuzz" });
   for (let at = 0; at < tar.byteLength; at += chunk) reader.push(tar.subarray(at, at + chunk));
@@ -20,7 +20,7 @@ function build(role: "lowest" | "upper", tar: Uint8Array, chunk: number): FileTr
 }
 
 /** Changes bytes and makes the checksums of most blocks right again, so that more than the checksum is tried. */
-function damaged(tar: Uint8Array, random: Random): Uint8Array {
+export function damagedTar(tar: Uint8Array, random: Random): Uint8Array {
   const bytes = mutate(tar, random);
   for (let at = 0; at + 512 <= bytes.byteLength; at += 512) {
     const block = bytes.subarray(at, at + 512);
@@ -32,10 +32,10 @@ function damaged(tar: Uint8Array, random: Random): Uint8Array {
 /** A damaged tar means the same in one piece and in many, or is refused both ways. */
 const reader: Fuzzer = {
   round(random) {
-    const tar = damaged(random.pick(randomImage(random.below(2 ** 31))), random);
+    const tar = damagedTar(random.pick(randomImage(random.below(2 ** 31))), random);
     const role = random.pick(["lowest", "upper"] as const);
-    const whole = tolerated(() => build(role, tar, 1 << 20));
-    const pieces = tolerated(() => build(role, tar, 1 + random.below(1500)));
+    const whole = tolerated(() => buildTree(role, tar, 1 << 20));
+    const pieces = tolerated(() => buildTree(role, tar, 1 + random.below(1500)));
     assert.deepEqual(pieces, whole);
   },
 };
@@ -44,7 +44,9 @@ const reader: Fuzzer = {
 const merge: Fuzzer = {
   round(random) {
     const layers = randomImage(random.below(2 ** 31));
-    const trees = tolerated(() => layers.map((tar, index) => build(index === 0 ? "lowest" : "upper", tar, 1 << 20)));
+    const trees = tolerated(() =>
+      layers.map((tar, index) => buildTree(index === 0 ? "lowest" : "upper", tar, 1 << 20)),
+    );
     if (trees === null) return;
     tolerated(() => mergeTrees(trees));
     tolerated(() => impliedLower(trees));

@@ -12,7 +12,7 @@ import type { FormatAdapter, LayerIdentity, LayerRole, LayerTables, LazyLayer } 
 import { LayerTreeBuilder } from "../tar/apply.ts";
 import type { TarEntry } from "../tar/records.ts";
 import type { SociDecodeTable } from "./decode.ts";
-import { entryAt, type ZtocEntry } from "./entries.ts";
+import { type EntryTable, entryAt, type ZtocEntry } from "./entries.ts";
 import { FlatBuffer } from "./flatbuffer.ts";
 import { makeStraddleTable, tarType } from "./header-check.ts";
 import { prefetchSpans, readPrefetch, readSociIndex } from "./index.ts";
@@ -78,9 +78,11 @@ export function openSociLayer(input: SociLayerInput): LazyLayer {
   }
   const units = spanUnits(ztoc.spans, layer.digest);
   const streamLength = decodedEnd(units);
-  if (streamLength < ztoc.entries.end) {
+  // not their padding: an archive may end without it
+  const dataEnd = lastDataEnd(ztoc.entries);
+  if (streamLength < dataEnd) {
     throw new HeadstartError("HS_INDEX_INVALID", {
-      what: `${what}: its spans end at byte ${streamLength} of the tar, its entries at ${ztoc.entries.end}`,
+      what: `${what}: its spans end at byte ${streamLength} of the tar, its entries at ${dataEnd}`,
     });
   }
   const builder = new LayerTreeBuilder(input.role, layer.digest);
@@ -97,6 +99,10 @@ export function openSociLayer(input: SociLayerInput): LazyLayer {
     streamLength,
     prefetchUnits: input.prefetch === undefined ? [] : hintedSpans(input.prefetch, ztoc.spans.count),
   };
+}
+
+function lastDataEnd({ count, dataOffset, dataSize }: EntryTable): number {
+  return count === 0 ? 0 : dataOffset[count - 1]! + dataSize[count - 1]!;
 }
 
 function hintedSpans(bytes: Uint8Array, spanCount: number): number[] {

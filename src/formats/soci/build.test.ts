@@ -6,6 +6,8 @@ import fc from "fast-check";
 import { fixtureLayers, goldenPath, goldenZtocs } from "../../../test/suites/golden-soci.ts";
 import { noise, tarFile, tarHeader } from "../../../test/suites/soci-sample.ts";
 import { sha256 } from "../../base/digest.ts";
+import { decoderFor } from "../all.ts";
+import { openSociLayer } from "./adapter.ts";
 import { ZtocBuilders, type ZtocBuildInput } from "./build.ts";
 import { DECODED_BUFFER_SIZE, DECODED_BUFFERS } from "./build-protocol.ts";
 import { sociDecoder } from "./decode.ts";
@@ -109,6 +111,23 @@ test("zeros behind the last gzip member are padding", async () => {
   const padded = Buffer.concat([fixtureLayers("multigz")[2]!.bytes, Buffer.alloc(3000)]);
   const built = await builders.build(input(padded));
   assert.equal(built.kind, "built");
+});
+
+test("a layer whose tar ends with its last file's data, without padding, is indexed and read back", async () => {
+  await using builders = new ZtocBuilders(1);
+  const tar = tarFile("f", Buffer.from("hi")).subarray(0, 514);
+  for (const blob of [gzipSync(tar), tar]) {
+    const built = await builders.build(input(blob));
+    assert.equal(built.kind, "built");
+    if (built.kind !== "built") return;
+    const layer = { digest: sha256(blob), size: blob.length, mediaType: "", diffID: built.diffID };
+    const { streamLength, decode, units } = openSociLayer({ ztoc: built.ztoc, layer, role: "lowest" });
+    assert.equal(streamLength, tar.length);
+    const decoder = decoderFor(decode, units);
+    const decoded = decoder.decode(0, blob.subarray(units.unitStart[0]!, units.unitEnd[0]!));
+    assert.ok(Buffer.compare(decoded, tar) === 0);
+    decoder.check(0, decoded);
+  }
 });
 
 test("a chunk that decodes to many times what the threads' buffers hold is indexed", async () => {
