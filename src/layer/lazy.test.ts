@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { after, test } from "node:test";
 import { MemoryFetcher, makePlainLayer, noise, type PlainFile, type PlainLayer } from "../../test/fakes/plain-layer.ts";
 import { BOOT, LayerStores, OTHER_BOOT } from "../../test/tools/layer-stores.ts";
@@ -288,6 +289,40 @@ test("a layer that the disk does not take is broken, however it came: a second a
     ["broken", "broken"],
   );
   assert.equal(store.findUsable(identity, "lowest"), null);
+});
+
+test("a pull that fails while not even that can be noted is told to all who wait, and begins anew afterwards", async () => {
+  const plain = makePlainLayer(FILES);
+  const store = await openStore(stores.newRoot(), plain, new MemoryFetcher(plain.blob));
+  const identity = { ...plain.identity, mediaType: "application/vnd.oci.image.layer.v1.tar" };
+  const pull = (bytes: Uint8Array) =>
+    store.createEager({
+      identity,
+      role: "lowest",
+      source: {},
+      blob: {
+        digest: identity.digest,
+        size: identity.size,
+        async *stream() {
+          yield bytes;
+        },
+      },
+    });
+  {
+    using db = new DatabaseSync(join(store.root, "layers.db"));
+    db.exec(
+      "CREATE TRIGGER full BEFORE UPDATE OF state ON layers WHEN NEW.state = 'opening' BEGIN SELECT RAISE(FAIL, 'full'); END",
+    );
+    const { layer, done } = await pull(new Uint8Array(identity.size));
+    const waiter = assert.rejects(layer.whenComplete());
+    await assert.rejects(done);
+    await waiter;
+    db.exec("DROP TRIGGER full");
+  }
+  assert.equal(store.list()[0]!.state.t, "pulling");
+  const { layer, done } = await pull(plain.blob);
+  await done;
+  assert.equal(layer.isComplete, true);
 });
 
 test("a sealed layer of which a file is lost, as after a removal that a power loss undid in part, is made anew", async () => {
