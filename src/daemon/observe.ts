@@ -80,6 +80,8 @@ export interface Start {
 }
 
 const STARTS_MAX = 256;
+/** Lines that wait for a log that takes none; what comes beyond is lost. */
+const LOG_BYTES_MAX = 1024 * 1024;
 
 export class Observer implements Disposable {
   readonly log: Logger;
@@ -89,6 +91,9 @@ export class Observer implements Disposable {
 
   /** `level`: least severe event that is logged. */
   constructor(level: Level) {
+    const stderr = pino.destination({ dest: 2, sync: true, maxLength: LOG_BYTES_MAX });
+    // a log on a full disk, or whose reader has gone, must not end what is served
+    stderr.on("error", () => undefined);
     this.log = pino(
       {
         level,
@@ -97,7 +102,7 @@ export class Observer implements Disposable {
         formatters: { level: (label) => ({ level: label }) },
         messageKey: "message",
       },
-      pino.destination({ dest: 2, sync: true }),
+      stderr,
     );
     for (const [event, [severity, phrase]] of Object.entries(OBSERVED)) {
       this.#on(event, (fact) => this.log[this.#severity(severity, fact)]({ event, ...printable(fact) }, phrase));

@@ -13,7 +13,7 @@
  */
 
 import { type ChildProcess, spawn } from "node:child_process";
-import { closeSync, mkdirSync, openSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readFileSync, readlinkSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
@@ -31,7 +31,11 @@ const STOP_MS = 10_000;
 const ZOMBIE_POLL_MS = 250;
 
 function log(message: string, fields: Record<string, unknown> = {}): void {
-  process.stderr.write(`${JSON.stringify({ time: new Date().toISOString(), message, ...fields })}\n`);
+  try {
+    writeSync(2, `${JSON.stringify({ time: new Date().toISOString(), message, ...fields })}\n`);
+  } catch {
+    // a log on a full disk, or whose reader has gone, must not end this process
+  }
 }
 
 /** The descriptor of a living connection at STATE/fuse, from a server that outlived its supervisor; or null. */

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -28,6 +28,15 @@ test(
     await place.nothingWaits();
   },
 );
+
+test("a supervisor whose log takes nothing keeps its mounts and goes on starting servers", options, async () => {
+  await using place = await FusePlace.make({}, (tree) => symlinkSync("/dev/full", join(tree, "../log")));
+  await place.mount("file");
+  const killed = place.serverPid;
+  process.kill(killed, "SIGKILL");
+  await place.ready(killed);
+  assert.equal(await place.compare("hello.txt"), "same");
+});
 
 for (const journalOnly of [false, true]) {
   const how = journalOnly ? "by the journal alone" : "by RESEND";

@@ -1,7 +1,7 @@
 /** A place for tests of the fault path: an image made by mkfs.erofs, a supervisor with the slow server of test/fakes over it, and proof that nothing is left. */
 
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -114,8 +114,13 @@ export class FusePlace implements AsyncDisposable {
         const path = join(this.state, "ready");
         return existsSync(path) && Number(readFileSync(path, "latin1")) === this.serverPid && this.serverPid !== not;
       },
-      () => `the server is not ready: ${readFileSync(join(this.root, "log"), "utf8")}`,
+      () => `the server is not ready: ${this.#log()}`,
     );
+  }
+
+  #log(): string {
+    const path = join(this.root, "log");
+    return statSync(path).isFile() ? readFileSync(path, "utf8") : "its log is a device";
   }
 
   async mount(mode: "file" | "loop", data = "directio"): Promise<void> {
