@@ -1,6 +1,5 @@
 /**
- * Gives memory back after a fill: what V8 has not collected, and what glibc keeps of freed buffers. Measured (npm run bench -- memory.sources): 308 MiB became 222, 40 s after an image of 145 MB
- * was whole; idle are 153.
+ * Gives memory back after a fill: what V8 has not collected, and what glibc keeps of freed buffers (docs/internals/threads.md has figures).
  */
 
 import { listen } from "../base/events.ts";

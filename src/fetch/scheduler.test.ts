@@ -73,6 +73,8 @@ test("units that are asked for together and touch become one request, and each g
   const bytes = await units;
   for (const [index, [start, end]] of ranges.entries()) {
     assert.equal(Buffer.compare(bytes[index]!, BLOB.subarray(start, end)), 0);
+    // it waits for its decoder without the rest of the request
+    assert.equal(bytes[index]!.buffer.byteLength, end - start);
   }
   assert.deepEqual(scheduler.statistics().requests, { demand: 1, pack: 0, background: 0 });
   assert.equal(scheduler.statistics().bytes.demand, 300);
