@@ -16,6 +16,7 @@ import { isNydusManifest } from "../formats/nydus/manifest.ts";
 import { NYDUS_MEDIA_TYPES } from "../formats/nydus/ondisk.ts";
 import type { NydusOptions } from "../formats/nydus/write/options.ts";
 import { isNydusEntry } from "../image/siblings.ts";
+import { returnFreedMemory } from "../linux/malloc.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { goIndex } from "../oci/gojson.ts";
 import { defined } from "../oci/json.ts";
@@ -76,6 +77,8 @@ export interface ConvertedToNydus {
  */
 export async function convertToNydus(options: ConvertToNydusOptions): Promise<ConvertedToNydus> {
   const { source, destination, onProgress } = options;
+  // buffers of up to 1 MiB come and go on every thread, and each thread's heap would keep its share of them
+  returnFreedMemory();
   const together = new Together(options.signal);
   const { signal } = together;
   const { root, index, images } = await chooseImages(source, options.platforms, signal);
