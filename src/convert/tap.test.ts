@@ -19,6 +19,26 @@ test("both readers get all bytes", async () => {
   assert.equal(tap.isBroken, false);
 });
 
+test("a second reader that is 8 MiB behind holds the first up until it has taken some", async () => {
+  const tap = new Tap();
+  const sizes = [8 << 20, 1, 1];
+  await tap.offer(new Uint8Array(sizes[0]!));
+  let passed = 0;
+  const rest = (async () => {
+    for (const size of sizes.slice(1)) {
+      await tap.offer(new Uint8Array(size));
+      passed++;
+    }
+    tap.end();
+  })();
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(passed, 0);
+  const got: number[] = [];
+  for await (const chunk of tap) got.push(chunk.byteLength);
+  await rest;
+  assert.deepEqual(got, sizes);
+});
+
 test("a second reader that leaves does not hold the first up", async () => {
   const tap = new Tap();
   const leave = async () => {
