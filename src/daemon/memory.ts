@@ -3,7 +3,7 @@
  */
 
 import { listen } from "../base/events.ts";
-import { collectGarbage } from "../base/give-back.ts";
+import { collectGarbage } from "../base/heap.ts";
 import { trimHeap } from "../linux/malloc.ts";
 
 /** After the last layer of an image is usually sealed, too. */

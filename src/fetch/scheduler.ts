@@ -17,7 +17,7 @@ import { type Clock, systemClock } from "../base/clock.ts";
 import type { Digest } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { publish } from "../base/events.ts";
-import { freeBuffer } from "../base/give-back.ts";
+import { freeBuffer } from "../base/heap.ts";
 import { MiB } from "../base/limits.ts";
 import { isMoreUrgent, type Priority, type StoredRange, type UnitFetcher } from "../layer/interfaces.ts";
 import { Bandwidth } from "./bandwidth.ts";

@@ -6,7 +6,7 @@
 import { hash } from "node:crypto";
 import type { MessagePort } from "node:worker_threads";
 import { describeError, HeadstartError, isHeadstartError, kindOf } from "../base/errors.ts";
-import { freeBuffer } from "../base/give-back.ts";
+import { freeBuffer } from "../base/heap.ts";
 import type { DecodeTable, UnitDecoder, UnitTable } from "../formats/format.ts";
 import { type PieceHash, pieceHash, verifyPiece } from "../formats/piece-hash.ts";
 import { copyPiece } from "./copy-piece.ts";

@@ -2,7 +2,7 @@
 
 import { parentPort } from "node:worker_threads";
 import { HeadstartError } from "../base/errors.ts";
-import { collectIfGrown } from "../base/give-back.ts";
+import { collectIfGrown } from "../base/heap.ts";
 import { workerAnswer, workerReady } from "../base/worker-pool.ts";
 import { FORMATS } from "../formats/all.ts";
 import { readBootstrap } from "../formats/nydus/bootstrap.ts";

@@ -10,7 +10,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import { type Digest, digestAlgorithm, sha256 } from "../base/digest.ts";
 import { HeadstartError } from "../base/errors.ts";
 import { fsyncDirectory, giveName } from "../base/files.ts";
-import { keepYoungGenerationSmall } from "../base/young-generation.ts";
+import { keepYoungGenerationSmall } from "../base/heap.ts";
 import { ACL_ACCESS, ACL_DEFAULT } from "../erofs/acl.ts";
 import { returnFreedMemory } from "../linux/malloc.ts";
 import { syncFileSystem } from "../linux/syncfs.ts";

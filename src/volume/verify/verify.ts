@@ -5,8 +5,8 @@
  */
 
 import { describeError, isHeadstartError } from "../../base/errors.ts";
+import { keepYoungGenerationSmall } from "../../base/heap.ts";
 import { MiB } from "../../base/limits.ts";
-import { keepYoungGenerationSmall } from "../../base/young-generation.ts";
 import { FileType } from "../../erofs/file-tree.ts";
 import { returnFreedMemory } from "../../linux/malloc.ts";
 import { hostPlatform, parsePlatform } from "../../oci/platform.ts";
