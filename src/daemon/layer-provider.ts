@@ -1,11 +1,17 @@
 /** The snapshotter's `LayerProvider`: images (what a layer is) and mounts (where it is) put together. Wiring; the decisions are theirs. */
 
-import type { ChainID } from "../base/digest.ts";
 import type { ImageProvider } from "../image/provider.ts";
 import type { Chains, LowerElement } from "../mount/chain.ts";
 import type { Ladder } from "../mount/ladder.ts";
 import type { LayerMounts } from "../mount/layers.ts";
-import type { ChainElement, LayerId, LayerProvider, Offer, OfferRequest } from "../snapshotter/provider.ts";
+import type {
+  ChainElement,
+  LayerId,
+  LayerProvider,
+  LowersOptions,
+  Offer,
+  OfferRequest,
+} from "../snapshotter/provider.ts";
 
 export interface LayerProviderParts {
   readonly images: ImageProvider;
@@ -31,17 +37,7 @@ export function layerProvider({ images, mounts, chains, ladder }: LayerProviderP
       if (ladder.native === null) return { kind: "no", reason: "this kernel cannot mount EROFS" };
       return await images.offer(request, options);
     },
-    async lowers(
-      owner: string,
-      chain: readonly ChainElement[],
-      options: {
-        signal?: AbortSignal;
-        namespace?: string | null;
-        target?: ChainID | null;
-        isAdopted?: boolean;
-        isExtraction?: boolean;
-      },
-    ) {
+    async lowers(owner: string, chain: readonly ChainElement[], options: LowersOptions) {
       const { signal, namespace = null, target, isExtraction } = options;
       const adopted = options.isAdopted === true ? (layer: number) => mounts.isMounted(layer) : undefined;
       const claimed = chain.map((part) => (part.kind === "layer" ? part.layer : null));

@@ -28,6 +28,18 @@ export type Offer =
   /** Nobody can provide it: the pull fails with this reason, rather than with whatever containerd's unpacker makes of bytes that are no layer. */
   | { readonly kind: "impossible"; readonly reason: string };
 
+export interface LowersOptions {
+  readonly signal?: AbortSignal;
+  /** containerd's, of the snapshot whose lowers these are. */
+  readonly namespace?: string | null;
+  /** The chainID that the topmost of the chain was claimed for. */
+  readonly target?: ChainID | null;
+  /** The snapshot is of before this process, and should get what it had. */
+  readonly isAdopted?: boolean;
+  /** A layer is unpacked upon the chain, for all images that have it there; no container runs on it. */
+  readonly isExtraction?: boolean;
+}
+
 export interface LayerProvider {
   /**
    * Called at each extraction Prepare, serially for one image; must answer in round trips, not seconds, and never throws because lazy loading is
@@ -38,21 +50,9 @@ export interface LayerProvider {
    * Directories to use as overlay lowers, lowest first, for a chain of layers (ours by id, plain snapshots by their directory). Waits for tables (lazy) or
    * for the whole layer (eager), mounts what is not mounted, and counts a use of each layer by `owner` (a snapshot id) until `release`.
    * May return more directories than layers (implied directories get one small lower on top), or fewer: a layer may hold nothing, and one directory may stand for the whole chain.
-   * `namespace` is containerd's, of the snapshot whose lowers these are; `target` the chainID that the topmost of the chain was claimed for; `isAdopted`: it is of before this process, and should get what it had.
-   * `isExtraction`: a layer is unpacked upon the chain, for all images that have it there; no container runs on it.
    * Idempotent for one owner. Throws HS_LAYER_BROKEN, HS_REGISTRY_*, HS_MOUNT.
    */
-  lowers(
-    owner: string,
-    chain: readonly ChainElement[],
-    options: {
-      signal?: AbortSignal;
-      namespace?: string | null;
-      target?: ChainID | null;
-      isAdopted?: boolean;
-      isExtraction?: boolean;
-    },
-  ): Promise<readonly string[]>;
+  lowers(owner: string, chain: readonly ChainElement[], options: LowersOptions): Promise<readonly string[]>;
   /** The owner's snapshot is gone: its mounts may go when nobody else uses them. Must be quick; unmounting may come later. */
   release(owner: string): Promise<void>;
   /** Bytes on disk and inodes of a layer now. */
